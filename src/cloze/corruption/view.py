@@ -1,0 +1,42 @@
+"""View: what one forward pass of a network gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cloze.data.batch import Batch, positions
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The input of one forward pass. Labels are read from the batch through `origin`.
+
+    Attributes:
+        ids: [rows, length] int64, what the network sees; the length may differ from the batch's.
+        segments: [rows, length] int64, as in `Batch`; tokens see only their own segment.
+        positions: [rows, length] int64, restarting at each sample, from 0.
+        origin: [rows, length] int64, flat index into the batch's [rows × length] tokens; -1 for tokens
+            that were inserted and for padding.
+        causal: a token sees only itself and what is before it.
+    """
+
+    ids: Tensor
+    segments: Tensor
+    positions: Tensor
+    origin: Tensor
+    causal: bool = False
+
+    @classmethod
+    def of(cls, batch: Batch, ids: Tensor, causal: bool = False) -> View:
+        """A view with the batch's own layout and other ids."""
+        flat = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+        origin = torch.where(batch.segments >= 0, flat, -1)
+        return cls(ids, batch.segments, positions(batch.segments), origin, causal)
+
+    def to(self, device: torch.device | str) -> View:
+        """The same view on another device."""
+        moved = (x.to(device, non_blocking=True) for x in (self.ids, self.segments, self.positions, self.origin))
+        return View(*moved, self.causal)

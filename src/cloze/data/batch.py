@@ -1,0 +1,54 @@
+"""What a method is given: rows of packed samples, and who is who in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of packed samples, before anything is masked.
+
+    A *sample* is a chunk of one document: the thing that is masked, keyed and counted. Samples are
+    numbered through the whole batch, so one scatter reaches all of them.
+
+    Attributes:
+        ids: [rows, length] int64, the clean tokens, specials and padding included.
+        segments: [rows, length] int64, number of the sample in this batch; -1 is padding.
+        index: [rows, length] int64, place of the token in its sample, specials not counted; -1 for
+            specials and padding. Masks are keyed by it, so packing does not change them.
+        units: [rows, length] int64, number of the unit (word, k-mer) within the sample; -1 as above.
+        maskable: [rows, length] bool, a token that may be hidden or predicted.
+        keys: [samples] int64, a name for each sample that outlives this batch.
+        visits: [samples] int64, how often each sample was seen before.
+    """
+
+    ids: Tensor
+    segments: Tensor
+    index: Tensor
+    units: Tensor
+    maskable: Tensor
+    keys: Tensor
+    visits: Tensor
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self.keys.numel()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+
+def positions(segments: Tensor) -> Tensor:
+    """Positions that restart at each sample: [rows, length] int64 from the segments of the same shape."""
+    length = segments.shape[1]
+    place = torch.arange(length, device=segments.device).expand_as(segments)
+    fresh = torch.ones_like(segments, dtype=torch.bool)
+    fresh[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    start = torch.where(fresh, place, 0).cummax(dim=1).values
+    return place - start

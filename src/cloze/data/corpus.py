@@ -1,0 +1,262 @@
+"""From what the user named to text that is ready to be trained on: tokenizer, stores, held-out split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+from transformers import PreTrainedTokenizerFast
+
+from cloze.config import Config
+from cloze.data.files import TextSplit
+from cloze.data.heldout import HeldOut
+from cloze.data.loader import Loader, special_tokens
+from cloze.data.prepare import prepare
+from cloze.data.rows import Layout, Rows, build_rows, count_tokens, held_out_threshold
+from cloze.data.sections import section_hash
+from cloze.data.sources import Source, fingerprint, read
+from cloze.data.store import INDEX, Store
+from cloze.data.tokenizer_training import train_tokenizer
+from cloze.data.tokenizers import TokenizerReport, check_tokenizer, load_tokenizer
+from cloze.errors import ClozeError
+
+Progress = Callable[[str, int, int], None]  # what is done, characters, tokens: each since the last call
+
+
+class TrainTokenizer(Config):
+    """A tokenizer trained on the run's own training text."""
+
+    kind: Literal["train"] = "train"
+    algorithm: Literal["bpe", "wordpiece", "characters"] = "bpe"
+    vocabulary: int = Field(8192, ge=64, description="tokens; rounded to a multiple of 64")
+    lowercase: bool = False
+    sample: int = Field(50_000_000, ge=1000, description="characters of text that it is trained on")
+
+
+class LoadTokenizer(Config):
+    """A tokenizer folder or hub id; without a path, the one in the model's folder."""
+
+    kind: Literal["load"] = "load"
+    path: str | None = None
+    add_mask_token: bool = False
+
+
+TokenizerChoice = Annotated[TrainTokenizer | LoadTokenizer, Field(discriminator="kind")]
+
+
+class Data(Config):
+    """What is trained on.
+
+    Attributes:
+        sources: paths, globs, hub ids or stores, each with a weight; "news=0.7:news.jsonl" for short.
+        text_field: name of the text column; guessed when there is only one.
+        split_text: how .txt and .md files become documents.
+        heldout: what is not trained on.
+        store: folder for the tokenised corpus; by default a cache in the user's home.
+    """
+
+    sources: tuple[Source, ...] = ()
+    text_field: str | None = None
+    split_text: TextSplit = "paragraphs"
+    heldout: HeldOut = HeldOut()
+    store: str | None = None
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list | tuple):
+            return [Source.parse(v) if isinstance(v, str) else v for v in value]
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Tokenised text with its split.
+
+    Attributes:
+        tokenizer: the one that all stores were made with.
+        stores: training text, one store a source; `held_out`: the stores that held-out text is in.
+        limits: the hash up to which sections of a store are held out; None: nothing of it is.
+        weights: of the sources.
+        report: what the tokenizer makes of the text.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    stores: tuple[Store, ...]
+    held_out: tuple[Store, ...]
+    limits: tuple[int | None, ...]
+    weights: tuple[float, ...]
+    report: TokenizerReport
+
+    def rows(self, layout: Layout) -> tuple[Rows, ...]:
+        """Training rows of each source."""
+        pairs = zip(self.stores, self.limits, strict=True)
+        return tuple(build_rows(store, layout, limit, held_out=False) for store, limit in pairs)
+
+    def loader(self, layout: Layout, seed: int) -> Loader:
+        """Training batches in random order, for ever."""
+        return self._loader(self.rows(layout), self.weights, seed)
+
+    def held_out_loader(self, layout: Layout) -> Loader:
+        """Held-out batches, each row once."""
+        limits = self.limits if self.held_out is self.stores else (None,) * len(self.held_out)
+        pairs = zip(self.held_out, limits, strict=True)
+        rows = tuple(build_rows(store, layout, limit, held_out=True) for store, limit in pairs)
+        return self._loader(rows, (1.0,) * len(rows), None)
+
+    def _loader(self, rows: tuple[Rows, ...], weights: tuple[float, ...], seed: int | None) -> Loader:
+        pad = self.tokenizer.pad_token_id
+        never = frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        return Loader(rows, weights, seed, pad, never)
+
+    def counts(self, size: int) -> np.ndarray:
+        """How often each id occurs in the training text, sources weighted as they are drawn: [size] float64."""
+        total = np.zeros(size)
+        for store, limit, weight in zip(self.stores, self.limits, self.weights, strict=True):
+            counts = count_tokens(store, limit, held_out=False, size=size)
+            total += counts * (weight / max(1, counts.sum()) if len(self.stores) > 1 else 1.0)
+        return total
+
+    def layout(self, length: int, longest: int, alone: bool) -> Layout:
+        """Rows of `length` tokens for this corpus' tokenizer."""
+        return Layout(length, *special_tokens(self.tokenizer), longest=longest, alone=alone)
+
+
+def open_corpus(
+    data: Data,
+    choice: TrainTokenizer | LoadTokenizer,
+    model_path: str | None = None,
+    objects: Sequence[Any] = (),
+    progress: Progress | None = None,
+) -> Corpus:
+    """Read, tokenise and split what `data` names; what was done before is found again.
+
+    Args:
+        data: sources and held-out split.
+        choice: of the tokenizer.
+        model_path: where a tokenizer without a path is looked for.
+        objects: `datasets` objects from Python, besides the sources.
+        progress: called now and then with what is being done.
+    """
+    sources: list[Any] = [*data.sources, *objects]
+    if not sources:
+        raise ClozeError("no text is given: use --data PATH (a file, folder, glob, store or hub id)")
+    tokenizer = _tokenizer(data, sources, choice, model_path)
+    if tokenizer.pad_token_id is None:
+        raise ClozeError("the tokenizer has no padding token: add one and save it again")
+    stores = tuple(_store(data, s, tokenizer, progress) for s in sources)
+    weights = tuple(s.weight if isinstance(s, Source) else 1.0 for s in sources)
+    if data.heldout.path:
+        held: tuple[Store, ...] = (_store(data, Source.parse(data.heldout.path), tokenizer, progress),)
+        limits: tuple[int | None, ...] = (None,) * len(stores)
+    else:
+        held = stores
+        total = sum(s.totals["tokens"] for s in stores)
+        limits = tuple(_limit(s, data.heldout, total) for s in stores)
+    return Corpus(tokenizer, stores, held, limits, weights, _look(tokenizer, stores[0]))
+
+
+def _limit(store: Store, config: HeldOut, total: int) -> int:
+    share = store.totals["tokens"] / total  # each source gives its part of the minimum
+    return held_out_threshold(store, config.model_copy(update={"minimum": max(1, int(config.minimum * share))}))
+
+
+def _look(tokenizer: PreTrainedTokenizerFast, store: Store) -> TokenizerReport:
+    texts = [tokenizer.decode(store.tokens(r)[:2000], skip_special_tokens=True) for r in range(min(8, len(store)))]
+    return check_tokenizer(tokenizer, [t for t in texts if t.split()] or ["?"])
+
+
+def _tokenizer(
+    data: Data, sources: Sequence[Any], choice: TrainTokenizer | LoadTokenizer, model_path: str | None
+) -> PreTrainedTokenizerFast:
+    made = [folder for s in sources if (folder := _finished(s)) is not None]
+    if isinstance(choice, LoadTokenizer) and (choice.path or model_path):
+        return load_tokenizer(choice.path or str(model_path), choice.add_mask_token)
+    if made:
+        return load_tokenizer(made[0] / "tokenizer")
+    if isinstance(choice, LoadTokenizer):
+        raise ClozeError("tokenizer.path is missing: give a tokenizer folder or hub id, or tokenizer.kind=train")
+    name = [choice.model_dump(), data.heldout.share, *(_fingerprint(data, s) for s in sources)]
+    folder = _cache(data) / "tokenizers" / _digest(name)
+    if not (folder / "tokenizer.json").is_file():
+        texts = _training_text(data, sources, choice.sample)
+        tokenizer = train_tokenizer(texts, choice.algorithm, choice.vocabulary, choice.lowercase)
+        tokenizer.save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
+def _training_text(data: Data, sources: Sequence[Any], characters: int) -> Iterator[str]:
+    """Text for the tokenizer: the same number of characters of each source, without most of what is held out."""
+    limit = int(data.heldout.share * 2**64) if not data.heldout.path else -1
+    for source in sources:
+        left = characters // len(sources)
+        for document in read(source, data.split_text, data.text_field):
+            paragraphs = document.text.split("\n\n")
+            for at in range(0, len(paragraphs), 8):
+                text = "\n\n".join(paragraphs[at : at + 8])
+                if section_hash(text) > limit:
+                    yield text
+                    left -= len(text)
+            if left <= 0:
+                break
+
+
+def _store(data: Data, source: Any, tokenizer: PreTrainedTokenizerFast, progress: Progress | None) -> Store:
+    folder = _finished(source)
+    if folder is not None:
+        store = Store.open(folder)
+        theirs = load_tokenizer(store.tokenizer_folder)
+        if theirs.get_vocab() != tokenizer.get_vocab():
+            raise ClozeError(
+                f"{folder}: this store was made with another tokenizer; give the original text instead, "
+                f"or tokenizer.kind=load with tokenizer.path={store.tokenizer_folder}"
+            )
+        return store
+    name = source.path if isinstance(source, Source) else type(source).__name__
+    print_ = _fingerprint(data, source)
+    folder = _cache(data) / "stores" / _digest([print_, tokenizer.backend_tokenizer.to_str()])
+    return prepare(
+        read(source, data.split_text, data.text_field),
+        tokenizer,
+        folder,
+        fingerprint=print_,
+        progress=None if progress is None else lambda chars, tokens: progress(name, chars, tokens),
+    )
+
+
+def _finished(source: Any) -> Path | None:
+    if not isinstance(source, Source):
+        return None
+    folder = Path(source.path).expanduser()
+    return folder if (folder / INDEX).is_file() else None
+
+
+def _fingerprint(data: Data, source: Any) -> str:
+    return fingerprint(source, data.split_text, data.text_field)
+
+
+def _cache(data: Data) -> Path:
+    if data.store:
+        return Path(data.store).expanduser()
+    return cache_folder()
+
+
+def cache_folder() -> Path:
+    """Where tokenised text is kept: $CLOZE_CACHE, else cloze/ in the user's cache folder."""
+    root = os.environ.get("CLOZE_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloze"
+
+
+def _digest(parts: object) -> str:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=10).hexdigest()

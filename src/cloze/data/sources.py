@@ -1,0 +1,256 @@
+"""Corpora as streams of documents: local files, saved or hub datasets, and `datasets` objects from Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cloze.data.files import Row, TextSplit, ending, find, is_saved_dataset, looks_local, rows
+from cloze.errors import ClozeError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+DatasetLike: TypeAlias = "Dataset | IterableDataset | DatasetDict | IterableDatasetDict"
+
+_TEXT_FIELDS = ("text", "content", "body", "sentence")
+_META_CHARS = 200
+_HEAD = 16
+_BATCH = 64
+_WEIGHTED = re.compile(r"([\w.-]+)=([^:/\\]*):(.+)", re.DOTALL)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document: its text, and the other plain fields of its record (strings below 200 characters)."""
+
+    text: str
+    meta: dict[str, str | int | float]
+
+
+class Source(BaseModel):
+    """Where a corpus is, and how to read it.
+
+    `path`: a file (.txt .md .jsonl .json .csv .tsv .parquet, also .gz or .zst), a folder or glob of such
+    files, a folder written by `datasets.save_to_disk`, or a hub dataset "organisation/name" (with `config`
+    and `split`). `name` and `weight` are for mixtures and do not change what is read. `text_field`: the
+    column of the text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1)
+    name: str | None = None
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    config: str | None = None
+    split: str = "train"
+    text_field: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Read "PATH", "NAME=WEIGHT:PATH" or, for the hub, "organisation/name:config".
+
+        What exists on disk is a path, whatever signs are in it. Raises ClozeError for a weight that is no
+        positive number.
+        """
+        values: dict[str, Any] = {"path": text}
+        weighted = _WEIGHTED.fullmatch(text)
+        if weighted and not Path(text).expanduser().exists():
+            values = dict(zip(("name", "weight", "path"), weighted.groups(), strict=True))
+        path, _, config = values["path"].rpartition(":")
+        if path and not looks_local(path) and not Path(values["path"]).expanduser().exists():
+            values |= {"path": path, "config": config}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(map(str, problem["loc"]))
+            raise ClozeError(
+                f"data {text!r}: {field}: {problem['msg']}; write PATH or NAME=WEIGHT:PATH"
+            ) from None
+
+
+def read(
+    source: Source | DatasetLike, text_split: TextSplit = "paragraphs", text_field: str | None = None
+) -> Iterator[Document]:
+    """Stream the documents of a source, in flat memory.
+
+    `text_split` says what a document of a text file is: "paragraphs" (between blank lines), "lines" or the
+    whole "file". The text is in `text_field` (a source's own comes first), else in "text", "content", "body"
+    or "sentence", else in the only column of strings. Line ends become "\\n". Records without text are left
+    out and counted in one logged warning. Raises ClozeError, in one line, for everything that cannot be read,
+    and if nothing is left.
+    """
+    label = source.path if isinstance(source, Source) else type(source).__name__
+    field = (source.text_field if isinstance(source, Source) else None) or text_field
+    stream = iter(_records(source, text_split))
+    head = list(islice(stream, _HEAD))
+    if not head:
+        raise ClozeError(f"{label}: holds no records")
+    field = _text_column(label, head, field)
+    kept = skipped = 0
+    for row in chain(head, stream):
+        text = row.get(field)
+        if isinstance(text, str) and text and not text.isspace():
+            kept += 1
+            yield Document(_clean(text), _meta(row, field))
+        else:
+            skipped += 1
+    if not kept:
+        raise ClozeError(
+            f"{label}: no record has text in {field!r}, all {skipped:,} are empty or not strings"
+        )
+    if skipped:
+        _log.warning(
+            "%s: %s records left out, no text in %r (empty, null or not a string)",
+            label,
+            f"{skipped:,}",
+            field,
+        )
+
+
+def fingerprint(
+    source: Source | DatasetLike, text_split: TextSplit = "paragraphs", text_field: str | None = None
+) -> str:
+    """A short name for what `read` would give: changes with any file's path, size or time, and any option.
+
+    `name` and `weight` are left out, they do not change the documents. A hub dataset is named by its id
+    alone. Raises ClozeError if there are no such files.
+    """
+    parts: list[object] = [text_split, text_field]
+    if isinstance(source, Source):
+        parts += [source.path, source.config, source.split, source.text_field]
+        if looks_local(source.path):
+            place = Path(source.path).expanduser()
+            saved = is_saved_dataset(place)
+            files = (
+                sorted(file for file in place.rglob("*") if file.is_file()) if saved else find(source.path)
+            )
+            stats = [(file.resolve(), file.stat()) for file in files]
+            parts += [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    else:
+        members = source.items() if isinstance(source, dict) else [("", source)]
+        parts += [(name, getattr(member, "_fingerprint", repr(member))) for name, member in members]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def _records(source: Source | DatasetLike, text_split: TextSplit) -> Iterable[Row]:
+    if not isinstance(source, Source):
+        return _dataset_rows(source, "train", type(source).__name__)
+    place = Path(source.path).expanduser()
+    if is_saved_dataset(place):
+        from datasets import load_from_disk
+
+        return _dataset_rows(_loaded(source, lambda: load_from_disk(str(place))), source.split, source.path)
+    if not looks_local(source.path):
+        from datasets import load_dataset
+
+        hub = _loaded(
+            source, lambda: load_dataset(source.path, source.config, split=source.split, streaming=True)
+        )
+        return _dataset_rows(hub, source.split, source.path)
+    files = find(source.path)
+    return chain.from_iterable(
+        _parquet(file) if ending(file) == ".parquet" else rows(file, text_split) for file in files
+    )
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    source = Source(path=str(path))
+    data = _loaded(
+        source, lambda: load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    )
+    yield from _dataset_rows(data, "train", str(path))
+
+
+def _loaded(source: Source, load: Any) -> Any:
+    try:
+        return load()
+    except ClozeError:
+        raise
+    except Exception as error:
+        local = looks_local(source.path)
+        hint = (
+            "" if local else "; for a hub dataset the machine must be online, for a file the path must exist"
+        )
+        raise ClozeError(f"{source.path}: cannot be opened, {_one_line(error)}{hint}") from None
+
+
+def _dataset_rows(data: DatasetLike, split: str, label: str) -> Iterator[Row]:
+    if isinstance(data, dict):
+        if split not in data and len(data) > 1:
+            raise ClozeError(f"{label}: no split {split!r}; there are {', '.join(map(str, data))}")
+        data = data[split] if split in data else next(iter(data.values()))
+    try:
+        for table in data.with_format("arrow").iter(batch_size=_BATCH):
+            yield from table.to_pylist()
+    except Exception as error:
+        raise ClozeError(f"{label}: cannot be read, {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _text_column(label: str, head: list[Row], field: str | None) -> str:
+    """The column of the text: `field`, or the obvious one among the first records."""
+    columns = list(dict.fromkeys(column for row in head for column in row))
+    listed = ", ".join(map(str, columns)) or "none"
+    if field is not None:
+        if field not in columns:
+            raise ClozeError(f"{label}: no column {field!r}; the columns are {listed}")
+        return field
+    for name in _TEXT_FIELDS:
+        if name in columns:
+            return name
+    strings = Counter(column for row in head for column, value in row.items() if _is_words(value))
+    if len(strings) != 1:
+        raise ClozeError(f"{label}: which column is the text? Give text_field; the columns are {listed}")
+    return next(iter(strings))
+
+
+def _is_words(value: object) -> bool:
+    """Whether a value is a string other than a number, which is how a CSV file stores its numbers."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return True
+    return False
+
+
+def _clean(text: str) -> str:
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no tokenizer takes
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _meta(row: Row, field: str) -> dict[str, str | int | float]:
+    meta: dict[str, str | int | float] = {}
+    for name, value in row.items():
+        if name == field:
+            continue
+        if isinstance(value, date):
+            meta[name] = value.isoformat()
+        elif isinstance(value, int | float) or (isinstance(value, str) and len(value) < _META_CHARS):
+            meta[name] = value
+    return meta

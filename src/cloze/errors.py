@@ -1,0 +1,9 @@
+"""The one exception that users are meant to see."""
+
+
+class ClozeError(Exception):
+    """A mistake that the user can mend.
+
+    The message is one line: what is wrong, where, and how to mend it. The command line prints it
+    without a traceback and exits with code 2 (`--debug` shows the traceback).
+    """

@@ -1,0 +1,122 @@
+"""What was learnt, in words: losses by word and by frequency, and filled-in examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from cloze.evaluation.heldout import HeldOutResult, HeldOutSet, unigram_losses
+from cloze.models.encoder import Encoder
+
+_BANDS = (10, 100, 1000, 10_000, 100_000)  # ranks by frequency in the training text
+
+
+def samples(
+    held_out: HeldOutSet,
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerFast,
+    counts: np.ndarray,
+    initial: Tensor,
+    result: HeldOutResult,
+) -> dict[str, Any]:
+    """The content of samples.json.
+
+    Args:
+        held_out: what `result` was measured on.
+        encoder: the trained one.
+        counts: [vocabulary], frequency of each id in the training text.
+        initial: [N] losses before the first step.
+        result: losses after the last one.
+    """
+    unigram = unigram_losses(result.labels, counts)
+    return {
+        "words": _words(tokenizer, result, initial, unigram),
+        "frequency": _bands(counts, result, unigram),
+        "examples": _examples(held_out, encoder, tokenizer),
+    }
+
+
+def _words(
+    tokenizer: PreTrainedTokenizerFast, result: HeldOutResult, initial: Tensor, unigram: Tensor
+) -> list[dict[str, Any]]:
+    ids, inverse, count = result.labels.unique(return_inverse=True, return_counts=True)
+
+    def mean(values: Tensor) -> list[float]:
+        return (torch.zeros(ids.numel()).index_add_(0, inverse, values.float()) / count).tolist()
+
+    columns = zip(
+        ids.tolist(), count.tolist(), mean(unigram), mean(initial), mean(result.losses), mean(result.correct),
+        strict=True,
+    )  # fmt: skip
+    names = ("count", "unigram_loss", "loss_initial", "loss", "accuracy")
+    rows = [
+        {"word": tokenizer.decode([i])} | {k: _round(v) for k, v in zip(names, rest, strict=True)}
+        for i, *rest in columns
+    ]
+    return sorted(rows, key=lambda r: -r["count"])[:400]
+
+
+def _bands(counts: np.ndarray, result: HeldOutResult, unigram: Tensor) -> list[dict[str, Any]]:
+    rank = np.empty(counts.size, np.int64)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(counts.size)
+    mine = torch.from_numpy(rank)[result.labels]
+    bands, low = [], 0
+    for high in (b for b in (*_BANDS, counts.size) if b <= max(_BANDS[0], counts.size)):
+        inside = (mine >= low) & (mine < high)
+        if bool(inside.any()):
+            bands.append(
+                {
+                    "label": f"{low + 1}-{high}",
+                    "tokens": int(inside.sum()),
+                    "unigram_loss": _round(unigram[inside].mean().item()),
+                    "loss": _round(result.losses[inside].mean().item()),
+                    "accuracy": _round(result.correct[inside].float().mean().item()),
+                }
+            )
+        low = high
+    return bands
+
+
+@torch.no_grad()
+def _examples(
+    held_out: HeldOutSet, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, number: int = 6, length: int = 60
+) -> list[dict[str, Any]]:
+    """The beginnings of some held-out samples, with the model's guesses at the masked tokens."""
+    training = encoder.training
+    encoder.eval()
+    batch, view, places, _ = next(held_out.items())
+    layer = encoder.vocabulary
+    device = layer.weight.device
+    chosen = np.unique(np.linspace(0, batch.samples - 1, min(number, batch.samples)).astype(int)).tolist()
+    segment = batch.segments.flatten()
+    wanted = torch.isin(segment[places], torch.tensor(chosen)) & (batch.index.flatten()[places] < length)
+    at = places[wanted]
+    features = encoder(view.to(device), at.to(device)).features
+    logits = torch.nn.functional.linear(features, layer.weight, layer.bias).float()
+    top = logits.softmax(-1).topk(5)
+    guesses = {
+        place: [{"text": tokenizer.decode([i]), "p": _round(p)} for i, p in zip(ids, ps, strict=True)]
+        for place, ids, ps in zip(at.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    }
+    encoder.train(training)
+    ids = batch.ids.flatten().tolist()
+    examples = []
+    for sample in chosen:
+        inside = ((segment == sample) & (batch.index.flatten() >= 0) & (batch.index.flatten() < length)).nonzero()
+        tokens = []
+        for place in inside.flatten().tolist():
+            token: dict[str, Any] = {"text": tokenizer.decode([ids[place]])}
+            if place in guesses:
+                token |= {"masked": True, "guesses": guesses[place]}
+            tokens.append(token)
+        if tokens:
+            examples.append({"tokens": tokens})
+    return examples
+
+
+def _round(value: float) -> float:
+    return round(value, 4)

@@ -1,0 +1,77 @@
+"""How a sample is cut into the units that are hidden or kept as a whole: tokens, words or spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cloze.data.batch import Batch
+from cloze.random import Stream, uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A partition of the maskable tokens of a batch.
+
+    Attributes:
+        of: [rows, length] int64, the unit of each token; -1 where nothing may be masked.
+        sample: [units] int64, the sample each unit lies in, ascending.
+        first: [units] int64, token index of the unit's first token: its name within the sample.
+    """
+
+    of: Tensor
+    sample: Tensor
+    first: Tensor
+
+
+def _number(batch: Batch, starts: Tensor) -> Units:
+    """Units from a flag on the first token of each: [rows, length] bool."""
+    starts = starts & batch.maskable
+    of = (starts.flatten().cumsum(0) - 1).view_as(starts)
+    at = starts.flatten().nonzero().squeeze(1)
+    return Units(
+        of=torch.where(batch.maskable, of, -1),
+        sample=batch.segments.flatten().index_select(0, at),
+        first=batch.index.flatten().index_select(0, at),
+    )
+
+
+def _changes(x: Tensor) -> Tensor:
+    """Where the value differs from the one to the left, [rows, length] bool; True in the first column."""
+    changed = torch.ones_like(x, dtype=torch.bool)
+    changed[:, 1:] = x[:, 1:] != x[:, :-1]
+    return changed
+
+
+def tokens(batch: Batch) -> Units:
+    """Each maskable token is a unit."""
+    return _number(batch, torch.ones_like(batch.maskable))
+
+
+def words(batch: Batch) -> Units:
+    """Each word (unit of the tokenizer) is a unit, with all its tokens."""
+    gap = torch.zeros_like(batch.maskable)
+    gap[:, 1:] = ~batch.maskable[:, :-1]  # a word may be interrupted by a token that is not maskable
+    return _number(batch, _changes(batch.units) | _changes(batch.segments) | gap)
+
+
+def spans(batch: Batch, seed: int, mean: float, longest: int) -> Units:
+    """Runs of whole words of random length: geometric with the given mean, cut at `longest` words.
+
+    Every sample is partitioned anew at each visit. A span never crosses the end of its sample.
+    """
+    word = words(batch)
+    count = word.sample.numel()
+    if count == 0:
+        return word
+    key, visit = batch.keys[word.sample], batch.visits[word.sample]
+    ends = uniform(seed, Stream.SPAN, key, visit, word.first) < 1.0 / mean
+    starts = torch.ones(count, dtype=torch.bool, device=ends.device)
+    starts[1:] = ends[:-1] | (word.sample[1:] != word.sample[:-1])
+    place = torch.arange(count, device=ends.device)
+    since = place - torch.where(starts, place, 0).cummax(0).values
+    starts = starts | (since % longest == 0)
+    flags = starts[word.of.clamp(min=0)] & (_changes(word.of)) & (word.of >= 0)
+    return _number(batch, flags)

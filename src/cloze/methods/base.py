@@ -1,0 +1,116 @@
+"""Method: the networks and the four choices of one way to pretrain, behind one interface.
+
+    work = method.prepare(batch, progress)       # draws masks, corrupts: no gradient, no network wrapped
+    weights = method.weights(work)               # {term: its denominator}, known before the forward pass
+    sums = method(work)                          # {term: summed loss}; the only call with gradients
+    method.observe(feedback)                     # once per global step: what learns outside the gradient
+
+The loop divides each sum once by the global weight of its term (over micro-batches and ranks), so
+accumulation and data parallelism change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cloze.corruption.view import View
+from cloze.data.batch import Batch
+from cloze.masking.plan import MaskPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A batch with its masks drawn and its views made: all that a forward pass needs.
+
+    Attributes:
+        batch: the clean rows; labels are read from it through each view's `origin`.
+        plan: what is hidden and predicted.
+        views: what the networks get, in the order the method uses them.
+        places: [N] int64, flat indices of the predicted tokens in the first view; spare slots of a
+            static capacity point at token 0.
+        labels: [N] int64.
+        token_weights: [N] float32, p/π; 0 in spare slots.
+    """
+
+    batch: Batch
+    plan: MaskPlan
+    views: tuple[View, ...]
+    places: Tensor
+    labels: Tensor
+    token_weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a forward pass gives.
+
+    Attributes:
+        sums: {term: Σ weight · loss}, scalars with gradients.
+        feedback: detached tensors for `observe` and for statistics, e.g. per-token losses.
+    """
+
+    sums: dict[str, Tensor]
+    feedback: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """Base of all methods. Subclasses own every network as a submodule.
+
+    Class attributes:
+        coefficients: {term: factor in the total loss}.
+        couples_samples: terms are not sums over samples (contrastive losses); the loop then refuses to
+            accumulate and gathers across ranks.
+    """
+
+    coefficients: ClassVar[dict[str, float]] = {}
+    couples_samples: ClassVar[bool] = False
+
+    def prepare(self, batch: Batch, progress: float) -> Work:
+        """Draw masks and make views; `progress` in [0, 1] is the share of the budget that is spent."""
+        raise NotImplementedError
+
+    def weights(self, work: Work) -> dict[str, Tensor]:
+        """{term: float64 scalar}, the denominators, summed over ranks and micro-batches by the loop."""
+        raise NotImplementedError
+
+    def forward(self, work: Work) -> Outcome:
+        """The only call that is wrapped (DDP, FSDP, compile) and that makes gradients."""
+        raise NotImplementedError
+
+    def observe(self, feedback: list[dict[str, Tensor]]) -> None:
+        """Once per global step, with the feedback of its micro-batches: update what learns by itself."""
+
+    def export(self) -> PreTrainedModel:
+        """The model that users load afterwards, of a class that computes the same function."""
+        raise NotImplementedError
+
+    def learned_state(self) -> dict[str, Any]:
+        """State of learned policies and corruptions beyond `state_dict`: JSON values."""
+        return {}
+
+    def load_learned_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `learned_state`."""
+
+
+def select(plan: MaskPlan, batch: Batch, capacity: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Places, labels and weights of the predicted tokens of a plan, [N] each.
+
+    With a static `capacity`, N is always that; spare slots point at token 0 with weight 0. Drawing more
+    than the capacity is an error here, at planning time, and never a silent drop.
+    """
+    places = plan.predicted.flatten().nonzero().squeeze(1)
+    count = places.numel()
+    weights = plan.weights(places)
+    if capacity is not None:
+        if count > capacity:
+            raise ValueError(f"{count} tokens are predicted, more than the capacity of {capacity}")
+        spare = capacity - count
+        places = torch.cat([places, places.new_zeros(spare)])
+        weights = torch.cat([weights, weights.new_zeros(spare)])
+    labels = batch.ids.flatten().index_select(0, places)
+    return places, labels, weights

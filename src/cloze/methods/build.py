@@ -1,0 +1,26 @@
+"""From the four choices to a method."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from cloze.corruption.replace import Replace, Vocabulary
+from cloze.masking.base import Masking
+from cloze.methods.base import Method
+from cloze.methods.mlm import Mlm, MlmObjective
+from cloze.models.encoder import Encoder
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    """What corruptions need of a tokenizer: random replacements come from all ids but the specials."""
+    specials = set(tokenizer.all_special_ids)
+    ordinary = [i for i in range(len(tokenizer)) if i not in specials]
+    return Vocabulary(len(tokenizer), tokenizer.mask_token_id, torch.tensor(ordinary))
+
+
+def build_method(
+    objective: MlmObjective, masking: Masking, corruption: Replace, encoder: Encoder, vocabulary: Vocabulary, seed: int
+) -> Method:
+    """The method of a recipe's choices."""
+    return Mlm(encoder, masking.build(), corruption, vocabulary, seed)

@@ -1,0 +1,156 @@
+"""Encoders: from scratch in the sizes of the BERT miniatures, or from any checkpoint of transformers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as hf_logging
+
+from cloze.config import Config
+from cloze.errors import ClozeError
+
+Size = Literal["tiny", "mini", "small", "medium", "base"]
+# (layers, width) as in the published BERT miniatures (1908.08962); ModernBERT's own base is 22 × 768.
+SIZES: dict[str, tuple[int, int]] = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+}
+
+
+class NewModel(Config):
+    """A model from scratch; `layers`, `width` and `heads` override those of `size`."""
+
+    kind: Literal["new"] = "new"
+    family: Literal["modernbert", "bert"] = "modernbert"
+    size: Size = "mini"
+    layers: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=16)
+    heads: int | None = Field(None, ge=1)
+    longest: int = Field(512, ge=8, description="greatest length of a sample, in tokens")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+class PretrainedModelChoice(Config):
+    """A checkpoint: a local folder or a hub id. An encoder without an MLM head gets one."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+
+
+ModelChoice = Annotated[NewModel | PretrainedModelChoice, Field(discriminator="kind")]
+
+
+def build_model(choice: ModelChoice, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """The masked-LM of a recipe, in float32 and on the CPU, with its vocabulary fitted to the tokenizer.
+
+    Errors: a checkpoint that is not there, is not a masked-LM's encoder, or knows fewer tokens than the
+    tokenizer has.
+    """
+    torch.manual_seed(seed)
+    if isinstance(choice, NewModel):
+        return _new(choice, tokenizer)
+    model = load_masked_lm(choice.path)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        if len(tokenizer) - rows > 8:  # more than the special tokens that `add_mask_token` brings
+            raise ClozeError(
+                f"{choice.path}: the model knows {rows:,} tokens, the tokenizer has {len(tokenizer):,}: "
+                "use the model's own tokenizer (leave `tokenizer` out)"
+            )
+        model.resize_token_embeddings(-(-len(tokenizer) // 64) * 64)
+    return model
+
+
+def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    layers, width = SIZES[choice.size]
+    if choice.family == "modernbert" and choice.size == "base":
+        layers = 22
+    layers, width = choice.layers or layers, choice.width or width
+    heads = choice.heads or max(1, width // 64)
+    if width % heads or (width // heads) % 2:
+        raise ClozeError(
+            f"model.width={width} cannot be split over model.heads={heads}: width/heads must be a whole even number"
+        )
+    shared: dict[str, Any] = {
+        "vocab_size": -(-len(tokenizer) // 64) * 64,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": choice.longest,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if choice.family == "bert":
+        return BertForMaskedLM(
+            BertConfig(
+                **shared,
+                intermediate_size=4 * width,
+                hidden_dropout_prob=choice.dropout,
+                attention_probs_dropout_prob=choice.dropout,
+            )
+        )
+    return ModernBertForMaskedLM(
+        ModernBertConfig(
+            **shared,
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            intermediate_size=3 * width // 2,
+            embedding_dropout=choice.dropout,
+            mlp_dropout=choice.dropout,
+            attention_dropout=choice.dropout,
+        )
+    )
+
+
+def load_masked_lm(path: str) -> PreTrainedModel:
+    """Any checkpoint that `AutoModelForMaskedLM` loads, in float32; says so when it got a new head."""
+    folder = Path(path).expanduser()
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ClozeError(f"{path}: no such model folder")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ClozeError(f"{path}: not a model folder (it has no config.json)")
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # the new head is reported below, in one line
+    try:
+        source = str(folder) if folder.exists() else path
+        config = AutoConfig.from_pretrained(source)
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClozeError(f"{path}: cannot be loaded as a masked language model: {first}") from error
+    finally:
+        hf_logging.set_verbosity(level)
+    missing = sorted(report["missing_keys"])
+    body = [k for k in missing if k.startswith(model.base_model_prefix + ".")]
+    if body:
+        raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {body[0]}")
+    if missing:
+        logging.getLogger("cloze").warning(
+            "%s has no masked-language-model head: it gets a new one (%d new tensors)", path, len(missing)
+        )
+    return model
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Number of parameters, shared ones counted once."""
+    return sum(p.numel() for p in model.parameters())

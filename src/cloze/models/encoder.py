@@ -1,0 +1,166 @@
+"""A Hugging Face masked-LM as a method sees it: hidden states, and head features at chosen places only.
+
+The head runs on gathered positions and stops just before the vocabulary, for any model that transformers
+loads with `AutoModelForMaskedLM`, without model code: the body's output is exchanged on its way to the
+head, and the layer that would make logits hands its input through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from cloze.corruption.view import View
+from cloze.errors import ClozeError
+from cloze.models.visibility import NAME, Visibility, register
+
+# RoBERTa-like embeddings number their positions from padding_idx + 1.
+_OFFSET_FAMILIES = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data2vec-text", "longformer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Output of an encoder.
+
+    Attributes:
+        hidden: [rows, length, width], final hidden states of the body.
+        features: [N, width'], what the head gives before the vocabulary, at the N places asked for.
+    """
+
+    hidden: Tensor
+    features: Tensor
+
+
+class Encoder(nn.Module):
+    """Wraps a masked-LM model; owns all of its parameters under `model`."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        register()
+        self.model = model
+        self.offset = position_offset(model)
+        self.isolates = _takes_our_attention(model)
+        """Whether packed samples are kept apart; if not, rows must hold one sample each."""
+
+    @property
+    def vocabulary(self) -> nn.Module:
+        """The layer from features to logits: `.weight` [vocabulary, width'] and perhaps `.bias`."""
+        return self.model.get_output_embeddings()
+
+    def longest(self) -> int:
+        """Greatest number of positions that a sample may have."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return 2**31 if limit is None else limit - self.offset
+
+    def forward(self, view: View, places: Tensor) -> Encoded:
+        """Run `view`; `places` [N] are flat indices into its [rows × length] tokens."""
+        arguments: dict[str, Any]
+        if self.isolates:
+            visibility = Visibility(view.segments, view.causal)
+            arguments = {"visibility": visibility, "position_ids": view.positions + self.offset}
+        else:
+            arguments = {"attention_mask": (view.segments >= 0).long()}
+        kept: dict[str, Tensor] = {}
+
+        def gather(_module: nn.Module, _args: Any, output: Any) -> Any:
+            hidden = kept["hidden"] = output[0]
+            output["last_hidden_state"] = hidden.flatten(0, 1).index_select(0, places)[None]
+            return output
+
+        hook = self.model.base_model.register_forward_hook(gather)
+        try:
+            with _passing_through(self.vocabulary):
+                output = self.model(input_ids=view.ids, return_dict=True, **arguments)
+        finally:
+            hook.remove()
+        return Encoded(kept["hidden"], output.logits[0])
+
+
+@contextmanager
+def _passing_through(layer: nn.Module) -> Iterator[None]:
+    layer.forward = lambda features: features  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def _takes_our_attention(model: PreTrainedModel) -> bool:
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # some families refuse with a warning, some say nothing: see `leaks`
+    try:
+        model.set_attn_implementation(NAME)
+    except (ValueError, ImportError):
+        return False
+    finally:
+        hf_logging.set_verbosity(level)
+    return True
+
+
+def isolate(model: PreTrainedModel) -> Encoder:
+    """An encoder whose packed samples are known to be apart, or that takes one sample a row.
+
+    Runs the leak probe; a model that ignores our attention goes back to its own, with `isolates` False.
+    """
+    encoder = Encoder(model)
+    if encoder.isolates and leaks(encoder):
+        model.set_attn_implementation("eager")
+        encoder.isolates = False
+    return encoder
+
+
+def position_offset(model: PreTrainedModel) -> int:
+    """Number of the first position: 0, or padding_idx + 1 in the RoBERTa family."""
+    if model.config.model_type not in _OFFSET_FAMILIES:
+        return 0
+    return int(model.config.pad_token_id) + 1
+
+
+@torch.no_grad()
+def leaks(encoder: Encoder, length: int = 48) -> list[str]:
+    """Probe whether packed samples see each other, or causal attention sees the future.
+
+    Changes the tokens of one sample and looks at the hidden states of its neighbour, forwards and
+    backwards. Some families ignore the extra argument silently; the probe finds them.
+
+    Returns:
+        What leaks: a subset of `["packed", "causal"]`; empty when all is well.
+    """
+    training = encoder.training
+    encoder.eval()
+    device = encoder.vocabulary.weight.device
+    size = encoder.vocabulary.weight.shape[0]
+    half = length // 2
+    base = (torch.arange(length, device=device) * 7919 + 13) % size
+    segments = torch.arange(length, device=device) // half
+    positions = torch.arange(length, device=device) % half
+    changed = torch.where(segments == 1, (base + size // 2) % size, base)
+    later = torch.where(torch.arange(length, device=device) >= half, (base + size // 2) % size, base)
+
+    def hidden(ids: Tensor, segments: Tensor, positions: Tensor, causal: bool) -> Tensor:
+        flat = torch.arange(length, device=device)
+        view = View(ids[None], segments[None], positions[None], flat[None], causal)
+        return encoder(view, flat[:1]).hidden[0]
+
+    found = []
+    try:
+        a, b = (hidden(x, segments, positions, False)[:half] for x in (base, changed))
+        if not torch.equal(a, b):
+            found.append("packed")
+        one = torch.zeros_like(segments)
+        place = torch.arange(length, device=device)
+        a, b = (hidden(x, one, place, True)[:half] for x in (base, later))
+        if not torch.equal(a, b):
+            found.append("causal")
+    except (TypeError, ValueError) as error:
+        raise ClozeError(f"this model cannot be run by cloze ({type(error).__name__}: {error})") from error
+    finally:
+        encoder.train(training)
+    return found

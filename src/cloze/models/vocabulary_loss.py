@@ -1,0 +1,127 @@
+"""Cross entropy over the vocabulary from hidden states, without keeping logits.
+
+The loss and its gradients are made together, chunk by chunk, so that no [tokens × vocabulary] tensor
+outlives its chunk, in training or in evaluation. What proposals learn from falls out for free:
+the norm of softmax − one-hot and of the gradient at the hidden state.
+Reference in the tests: plain logits, and `torch.nn.functional.linear_cross_entropy`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 256 * 2**20  # logits of one chunk, in float32
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLosses:
+    """What one pass over the vocabulary gives; N predicted tokens.
+
+    Attributes:
+        total: scalar, Σ weight · loss; the only differentiable one.
+        loss: [N] float32, negative log-likelihood in nats.
+        log_sum_exp: [N] float32, log of the softmax's denominator.
+        guess: [N] int64, the most probable token.
+        residual: [N] float32, ‖softmax − one-hot‖₂ (unweighted); empty when no gradient is wanted.
+        hidden_gradient: [N] float32, ‖∂loss/∂hidden‖₂ (unweighted); empty when no gradient is wanted.
+    """
+
+    total: Tensor
+    loss: Tensor
+    log_sum_exp: Tensor
+    guess: Tensor
+    residual: Tensor
+    hidden_gradient: Tensor
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        hidden, weight, bias, labels, weights, rows = args
+        needs = ctx.needs_input_grad
+        wants = any(needs[:3])
+        count = hidden.shape[0]
+        grad_hidden = torch.empty_like(hidden) if wants else None
+        grad_weight = torch.zeros_like(weight) if needs[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+        outputs: list[list[Tensor]] = [[], [], [], [], []]
+        for start in range(0, count, rows):
+            part = slice(start, min(start + rows, count))
+            h, y, w = hidden[part], labels[part, None], weights[part, None]
+            logits = torch.nn.functional.linear(h, weight, bias).float()
+            guess = logits.argmax(dim=1)
+            top = logits.gather(1, guess[:, None])
+            target = logits.gather(1, y)
+            p = logits.sub_(top).exp_()
+            mass = p.sum(dim=1, keepdim=True)
+            lse = mass.log() + top
+            outputs[0].append((lse - target).squeeze(1))
+            outputs[1].append(lse.squeeze(1))
+            outputs[2].append(guess)
+            if not wants:
+                continue
+            p.div_(mass)
+            p.scatter_add_(1, y, torch.full_like(target, -1.0))  # softmax − one-hot
+            outputs[3].append(torch.linalg.vector_norm(p, dim=1))
+            g = p.to(h.dtype)
+            at_hidden = g @ weight
+            outputs[4].append(torch.linalg.vector_norm(at_hidden, dim=1, dtype=torch.float32))
+            assert grad_hidden is not None
+            grad_hidden[part] = at_hidden * w.to(h.dtype)
+            if grad_weight is not None or grad_bias is not None:
+                g = g.mul_(w.to(h.dtype))
+            if grad_weight is not None:
+                grad_weight.addmm_(g.T, h)
+            if grad_bias is not None:
+                grad_bias += g.sum(dim=0)
+        empty = hidden.new_zeros(0, dtype=torch.float32)
+        joined = [torch.cat(o) if o else empty for o in outputs]
+        if not outputs[2]:
+            joined[2] = labels.new_zeros(0)
+        total = (joined[0] * weights).sum()
+        if wants:
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(*joined)
+        ctx.set_materialize_grads(False)
+        return total, *joined
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        scale = grads[0]
+        if scale is None:
+            return (None,) * 6
+        saved = ctx.saved_tensors
+        return *(None if g is None else g * scale.to(g.dtype) for g in saved), None, None, None
+
+
+def vocabulary_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> TokenLosses:
+    """Weighted cross entropy of `hidden @ weight.T + bias` against `labels`.
+
+    Args:
+        hidden: [N, width], what the head gives just before the vocabulary. N may be 0.
+        weight: [vocabulary, width]; bias: [vocabulary] or None.
+        labels: [N] int64 in [0, vocabulary).
+        weights: [N] float32, weight of each token's loss in `total`; None is 1.
+        chunk_bytes: largest size of the logits that exist at one time.
+    """
+    if weights is None:
+        weights = torch.ones_like(labels, dtype=torch.float32)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+    with torch.autocast(hidden.device.type, enabled=False):
+        outputs = _VocabularyLoss.apply(hidden, weight, bias, labels, weights.float(), rows)
+    return TokenLosses(*outputs)

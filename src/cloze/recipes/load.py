@@ -1,0 +1,186 @@
+"""Recipes from YAML: the shipped ones by name, a user's by path, with `extends` and dotted overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cloze.errors import ClozeError
+from cloze.recipes.schema import Recipe
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in files(__package__).iterdir() if p.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The commented YAML of a recipe: a shipped name or a path.
+
+    Errors: unknown name (with the nearest one), unreadable file.
+    """
+    if name in shipped():
+        return files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    path = Path(name)
+    if not path.is_file() and path.suffix not in (".yaml", ".yml"):
+        near = get_close_matches(name, shipped(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(shipped())}"
+        raise ClozeError(f"no recipe {name!r}: {hint} (or give the path of a .yaml file)")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClozeError(f"{name}: cannot be read as a recipe: {error}") from error
+
+
+def _tree(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in seen:
+        raise ClozeError(f"recipe {seen[0]!r} extends itself: {' -> '.join((*seen, name))}")
+    try:
+        tree = yaml.safe_load(recipe_text(name))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ClozeError(f"{name}: not valid YAML{where}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(tree, dict):
+        raise ClozeError(f"{name}: a recipe is a mapping of names to values; this file is not")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ClozeError(f"{name}: extends must be the name or path of a recipe, not {base!r}")
+    return merge(_tree(base, (*seen, name)), tree)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, mapping by mapping; a mapping of another `kind` replaces the base's."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            other_kind = "kind" in value and "kind" in below and value["kind"] != below["kind"]
+            merged[key] = dict(value) if other_kind else merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
+    path, sign, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not sign or not all(keys):
+        raise ClozeError(f"--set {text}: write it as some.field=value, for example masking.rate=0.3")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ClozeError(f"--set {text}: the value is not valid YAML") from error
+    for key in reversed(keys):
+        parsed = {key: parsed}
+    below: Any = tree
+    for key in keys[:-1]:
+        below = below.get(key) if isinstance(below, dict) else None
+    if keys[-1] == "kind" and isinstance(below, dict) and below.get("kind") not in (None, yaml.safe_load(value)):
+        keep = {k: v for k, v in below.items() if k == "rate"}  # every masking has a rate
+        parsed_leaf = keep | {"kind": yaml.safe_load(value)}
+        for key in reversed(keys[:-1]):
+            parsed_leaf = {key: parsed_leaf}
+        return merge(tree, parsed_leaf)
+    return merge(tree, parsed)
+
+
+def load_recipe(
+    name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Recipe:
+    """A validated recipe.
+
+    Args:
+        name: a shipped recipe or the path of a YAML file.
+        overrides: `some.field=value` each, the value in YAML.
+        values: a tree that is laid over all of it, such as what the command's options say.
+
+    Errors: one line that names the field, what is wrong and what is allowed.
+    """
+    tree = _tree(name)
+    for text in overrides:
+        tree = _override(tree, text)
+    tree = merge(tree, values or {})
+    tree.setdefault("name", Path(name).stem)
+    return validate(tree, name)
+
+
+def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
+    """The recipe of a tree; `origin` is named in errors."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ClozeError(f"{origin}: {_explain(error)}") from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` takes."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two dumped recipes, as "field: old -> new"."""
+    lines: list[str] = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Configuration classes that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
+        return [m for a in get_args(annotation) if a not in (NoneType, ...) for m in _models(a)]
+    return []
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake, in one line."""
+    # Of a union's branches, report the one that got furthest.
+    first = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    models: list[type[BaseModel]] = [Recipe]
+    fields: list[str] = []
+    for part in first["loc"]:
+        known = [m for m in models if str(part) in m.model_fields]
+        kinds = {m.model_fields["kind"].default: m for m in models if "kind" in m.model_fields}
+        if known:
+            fields.append(str(part))
+            annotations = [m.model_fields[str(part)].rebuild_annotation() for m in known]
+            models = [m for a in annotations for m in _models(a)]
+        elif part in kinds:
+            models = [kinds[part]]
+        elif isinstance(part, int):
+            fields.append(str(part))
+        elif first["type"] == "extra_forbidden":
+            fields.append(str(part))
+            break
+    field = ".".join(fields) or "recipe"
+    if first["type"] == "extra_forbidden":
+        allowed = sorted({name for m in models for name in m.model_fields})
+        near = get_close_matches(fields[-1], allowed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown field {field}: {hint}allowed are {', '.join(allowed)}"
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        allowed = sorted(m.model_fields["kind"].default for m in models if "kind" in m.model_fields)
+        given = (first.get("ctx") or {}).get("tag")
+        near = get_close_matches(str(given), allowed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        what = f"unknown kind {given!r}" if given is not None else "no kind is given"
+        return f"{field}: {what}: {hint}allowed are {', '.join(allowed)}"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(first["input"], dict | list | tuple) else f" (got {first['input']!r})"
+    return f"{field}: {message[0].lower() + message[1:]}{got}"

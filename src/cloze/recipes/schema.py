@@ -1,0 +1,52 @@
+"""The recipe: everything that defines a run, as one validated tree."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field
+
+from cloze.config import Config
+from cloze.corruption.replace import Replace
+from cloze.data.corpus import Data, TokenizerChoice, TrainTokenizer
+from cloze.masking import POLICIES
+from cloze.methods.mlm import MlmObjective
+from cloze.models.build import ModelChoice, NewModel
+from cloze.training.settings import Evaluation, Training
+
+MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
+
+
+class AllVisible(Config):
+    """Every token sees every token of its own sample, and of no other."""
+
+    kind: Literal["all"] = "all"
+
+
+class Recipe(Config):
+    """One way to pretrain: the four choices, and what they are applied to."""
+
+    name: str = "custom"
+    about: str = ""
+    paper: str | None = None
+    seed: int = Field(0, ge=0)
+    data: Data = Data()
+    tokenizer: TokenizerChoice = TrainTokenizer()
+    model: ModelChoice = NewModel()
+    masking: MaskingChoice
+    corruption: Replace = Replace()
+    visibility: AllVisible = AllVisible()
+    objective: MlmObjective = MlmObjective()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+    def choices(self) -> dict[str, str]:
+        """The four choices, a few words each."""
+        rate = self.masking.rate
+        percent = f"{rate:.0%}" if isinstance(rate, float) else f"{rate.start:.0%} to {rate.end:.0%}"
+        return {
+            "masking": f"{self.masking.summary}, {percent}",
+            "corruption": self.corruption.describe(),
+            "visibility": self.visibility.kind,
+            "objective": self.objective.kind,
+        }

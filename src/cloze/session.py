@@ -1,0 +1,426 @@
+"""One run from beginning to end, and what it leaves in its folder.
+
+    recipe.yaml       resolved and runnable
+    metrics.jsonl     a line per record: step, heldout, note
+    checkpoints/      whole states, each of them also a model folder
+    model/            the model: loads with transformers
+    summary.json, samples.json, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from cloze.data.corpus import Corpus, Progress, open_corpus
+from cloze.data.loader import Loader
+from cloze.errors import ClozeError
+from cloze.evaluation.heldout import HeldOutResult, HeldOutSet, unigram_losses
+from cloze.evaluation.samples import samples
+from cloze.methods.build import build_method, vocabulary_of
+from cloze.models.build import PretrainedModelChoice, build_model, parameters
+from cloze.models.encoder import Encoder, isolate
+from cloze.recipes.load import difference, dump
+from cloze.recipes.schema import Recipe
+from cloze.report.environment import environment
+from cloze.report.model_card import model_card
+from cloze.training.budget import Budget
+from cloze.training.loop import Diverged, StepResult, Trainer
+from cloze.training.state import Checkpoints, State, replace_folder, restore_tensors, tensors_of, write_json
+from cloze.training.tracking import Listener, Metrics
+
+log = logging.getLogger("cloze")
+
+# Fields that may change on a resume: they do not change what is computed.
+_FREE = (
+    "about",
+    "data.store",
+    "training.budget",
+    "training.workers",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.trackers",
+    "evaluation.times",
+)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved its state.
+
+    Attributes:
+        step: steps done.
+        signal: number of the signal that asked.
+    """
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"stopped at step {step}")
+        self.step, self.signal = step, signal_number
+
+
+@dataclass
+class _Clock:
+    """Time and tokens since the last line of metrics."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    losses: list[StepResult] = field(default_factory=list)
+
+
+class Session:
+    """One call of `pretrain`; see there for the arguments."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        objects: list[Any],
+        folder: Path,
+        listeners: list[Listener],
+        progress: Progress | None,
+    ):
+        self.recipe, self.objects, self.folder = recipe, objects, folder
+        self.listeners, self.progress = listeners, progress
+        self.checkpoints = Checkpoints(folder / "checkpoints", recipe.training.keep)
+
+    def run(self, resume: bool, force: bool) -> dict[str, Any]:
+        """Train until the budget is spent; the content of summary.json."""
+        saved = self._open_folder(resume, force)
+        state, tensors = saved if saved is not None else (State(), {})
+        if self._is_finished(state):
+            return self._summary_on_disk()
+        self._build(state, tensors)
+        with _signals() as asked:
+            self._train(asked)
+        return self._finish()
+
+    # -- before the first step ------------------------------------------------------------------------
+
+    def _open_folder(self, resume: bool, force: bool) -> tuple[State, dict[str, Tensor]] | None:
+        """The state to go on from; None: start."""
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise ClozeError(f"{folder} is a file: choose another --out folder")
+        used = folder.is_dir() and any(folder.iterdir())
+        if used and not (folder / "recipe.yaml").is_file():
+            raise ClozeError(f"{folder} is not empty and holds no run of cloze: choose another --out folder")
+        if used and not resume:
+            raise ClozeError(f"{folder} holds a run already: use --resume to go on with it, or another --out folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            saved = self.checkpoints.load(log.warning)
+            if saved is not None:
+                self._compare(saved[0], force)
+            (folder / "recipe.yaml").write_text(dump(self.recipe), encoding="utf-8")
+        except OSError as error:
+            raise ClozeError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        return saved
+
+    def _compare(self, state: State, force: bool) -> None:
+        changed = [
+            line
+            for line in difference(state.recipe, self.recipe.model_dump(mode="json"))
+            if not line.startswith(_FREE)
+        ]
+        if changed and not force:
+            raise ClozeError(
+                f"{self.folder} was made by another recipe ({'; '.join(changed)}): use --force to go on with "
+                "the new one, or another --out folder"
+            )
+
+    def _is_finished(self, state: State) -> bool:
+        if not state.steps or state.step < state.steps or not (self.folder / "summary.json").is_file():
+            return False
+        return state.recipe["training"]["budget"] == self.recipe.training.budget
+
+    def _summary_on_disk(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+
+    def _build(self, state: State, tensors: dict[str, Tensor]) -> None:
+        recipe, settings = self.recipe, self.recipe.training
+        self.state = state
+        accelerator = self.accelerator = Accelerator(
+            log_with=list(settings.trackers) or None, project_dir=str(self.folder)
+        )
+        if settings.trackers:
+            accelerator.init_trackers("cloze", config={"recipe": dump(recipe)})
+        self.corpus = self._corpus()
+        self.encoder = self._encoder()
+        self.vocabulary = vocabulary_of(self.corpus.tokenizer)
+        self.method = build_method(
+            recipe.objective, recipe.masking, recipe.corruption, self.encoder, self.vocabulary, recipe.seed
+        ).to(accelerator.device)
+        if settings.gradient_checkpointing:
+            self.encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.loaders = [self._loader(phase.length) for phase in settings.phases]
+        self.held_out = self._held_out()
+        self.counts = self.corpus.counts(self.encoder.vocabulary.weight.shape[0])
+        self.method.train()
+        self.trainer = Trainer(self.method, self.loaders, settings, state, recipe.seed, accelerator)
+        self.initial = tensors.get("heldout.initial")
+        if tensors:
+            restore_tensors(tensors, self.method, self.trainer.optimizers)
+            self.method.load_learned_state(state.learned)
+            if state.threads != torch.get_num_threads():
+                log.warning("%d threads instead of %d: the last bits may differ", torch.get_num_threads(), state.threads)
+        self.metrics = Metrics(self.folder / "metrics.jsonl", state.metrics_bytes, accelerator, self.listeners)
+        self._spend_budget(state)
+        state.threads = torch.get_num_threads()
+        state.recipe = recipe.model_dump(mode="json")
+
+    def _corpus(self) -> Corpus:
+        model = self.recipe.model
+        path = model.path if isinstance(model, PretrainedModelChoice) else None
+        corpus = open_corpus(self.recipe.data, self.recipe.tokenizer, path, self.objects, self.progress)
+        for line in corpus.report.lines():
+            log.info("tokenizer: %s", line)
+        return corpus
+
+    def _encoder(self) -> Encoder:
+        model = build_model(self.recipe.model, self.corpus.tokenizer, self.recipe.seed)
+        encoder = isolate(model)
+        if not encoder.isolates:
+            log.warning(
+                "%s cannot keep packed samples apart (leak probe): rows hold one sample each",
+                type(model).__name__,
+            )
+        return encoder
+
+    def _loader(self, length: int, held_out: bool = False) -> Loader:
+        longest = self.encoder.longest()
+        alone = not self.encoder.isolates
+        layout = self.corpus.layout(min(length, longest) if alone else length, longest, alone)
+        loader = self.corpus.held_out_loader(layout) if held_out else self.corpus.loader(layout, self.recipe.seed)
+        if not held_out and any(len(rows) == 0 for rows in loader.sources):
+            raise ClozeError("the training text is empty: give more text, or hold out less (data.heldout)")
+        return loader
+
+    def _held_out(self) -> HeldOutSet:
+        settings = self.recipe.evaluation
+        length = settings.length or self.recipe.training.phases[-1].length
+        return HeldOutSet(self._loader(length, held_out=True), self.vocabulary, settings.rate, settings.tokens)
+
+    def _spend_budget(self, state: State) -> None:
+        """Turn the budget into a number of steps, once; it is kept in the state."""
+        if state.steps and state.recipe["training"]["budget"] == self.recipe.training.budget:
+            return
+        phases = self.recipe.training.phases
+        budget = Budget.parse(self.recipe.training.budget)
+        tokens = sum(
+            phase.share * phase.rows * phase.length * _fill(loader)
+            for phase, loader in zip(phases, self.loaders, strict=True)
+        )
+        before = state.step, state.seconds
+        if budget.unit == "seconds" and state.seconds_per_step is None:
+            times = self.trainer.calibrate()
+            state.seconds_per_step = sum(p.share * t for p, t in zip(phases, times, strict=True))
+        if budget.unit == "seconds":
+            start = time.perf_counter()
+            self._measure()
+            overhead = (time.perf_counter() - start) * (self.recipe.evaluation.times + 1)
+            budget = Budget(max(budget.amount - before[1], 0.0), "seconds")
+            state.steps = before[0] + (budget.steps(tokens, state.seconds_per_step, overhead) if budget.amount else 0)
+        else:
+            state.steps = budget.steps(tokens, None)
+        if before[0]:
+            self.metrics.record("note", state.step, message=f"budget raised to {self.recipe.training.budget}")
+
+    # -- training -------------------------------------------------------------------------------------
+
+    def _train(self, asked: list[int]) -> None:
+        state, settings = self.state, self.recipe.training
+        if state.step == 0:
+            result = self._evaluate()
+            self.initial = result.losses
+            state.heldout |= {"loss_initial": result.loss, "accuracy_initial": result.accuracy}
+            self._save()
+        evaluations = {round(i * state.steps / self.recipe.evaluation.times) for i in range(1, self.recipe.evaluation.times + 1)}
+        clock, mark = _Clock(), time.perf_counter()
+        try:
+            for result in self.trainer.run(state.steps):
+                now = time.perf_counter()
+                state.seconds += now - mark
+                clock.seconds += now - mark
+                clock.tokens += result.tokens
+                clock.losses.append(result)
+                if state.step % settings.log_every == 0 or state.step == state.steps:
+                    self._log(clock)
+                    clock = _Clock()
+                mark = now
+                if state.step in evaluations:
+                    self._evaluate()
+                    now = time.perf_counter()
+                    state.seconds += now - mark
+                    mark = now
+                if state.step % settings.checkpoint_every == 0 or state.step == state.steps:
+                    self._save()
+                    mark = time.perf_counter()
+                if asked:
+                    self._save()
+                    raise Interrupted(state.step, asked[0])
+        except Diverged as error:
+            self.metrics.record("note", state.step, message=str(error))
+            path = self._save()
+            raise ClozeError(f"{error}; the state before it is in {path}") from error
+
+    def _log(self, clock: _Clock) -> None:
+        state, last = self.state, clock.losses[-1]
+        weight = sum(r.predicted for r in clock.losses) or 1
+        loss = sum(r.loss * r.predicted for r in clock.losses) / weight
+        self.metrics.record(
+            "step",
+            state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            loss=loss if math.isfinite(loss) else last.loss,
+            learning_rate=last.learning_rate,
+            gradient_norm=last.gradient_norm,
+            rate=last.predicted / max(1, last.tokens),
+            predicted=last.predicted,
+            tokens_per_second=clock.tokens / max(clock.seconds, 1e-9),
+        )
+
+    def _measure(self) -> HeldOutResult:
+        return self.held_out.evaluate(self.encoder, self.trainer.autocast())
+
+    def _evaluate(self) -> HeldOutResult:
+        result = self._measure()
+        state = self.state
+        state.heldout |= {"loss": result.loss, "accuracy": result.accuracy}
+        self.metrics.record(
+            "heldout",
+            state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            loss=result.loss,
+            accuracy=result.accuracy,
+            predicted=result.losses.numel(),
+        )
+        return result
+
+    # -- saving ---------------------------------------------------------------------------------------
+
+    def _save(self) -> Path:
+        """A checkpoint, and the same model in model/."""
+        state = self.state
+        state.metrics_bytes = self.metrics.length
+        state.learned = self.method.learned_state()
+        tensors = tensors_of(self.method, self.trainer.optimizers)
+        if self.initial is not None:
+            tensors["heldout.initial"] = self.initial
+        path = self.checkpoints.path(state.step)
+        if self.accelerator.is_main_process:
+            try:
+                self.checkpoints.save(state, tensors, self._export)
+                replace_folder(self.folder / "model", self._export)
+                write_json(self.folder / "summary.json", self._summary())
+            except OSError as error:
+                raise ClozeError(
+                    f"{self.folder}: the state of step {state.step} could not be saved "
+                    f"({error.strerror or error}); the checkpoint before it is whole"
+                ) from error
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _export(self, folder: Path) -> None:
+        self.method.export().save_pretrained(folder)
+        tokenizer = self.corpus.tokenizer
+        tokenizer.model_max_length = min(self.encoder.longest(), 10**9)
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(self.recipe, self._summary()), encoding="utf-8")
+
+    def _finish(self) -> dict[str, Any]:
+        """The last files: samples, summary, report."""
+        from cloze.report import write_report  # matplotlib is slow to import
+
+        if self.accelerator.is_main_process:
+            result = self._measure()
+            tokenizer = self.corpus.tokenizer
+            found = samples(self.held_out, self.encoder, tokenizer, self.counts, self.initial, result)
+            write_json(self.folder / "samples.json", found)
+            write_json(self.folder / "summary.json", self._summary())
+            write_report(self.folder)
+        self.accelerator.end_training()
+        return self._summary_on_disk()
+
+    def _summary(self) -> dict[str, Any]:
+        state, recipe, corpus = self.state, self.recipe, self.corpus
+        model = self.method.export()
+        held = self.held_out
+        labels = torch.cat([labels for *_, labels in held.items()])
+        return {
+            "recipe": recipe.name,
+            "about": recipe.about,
+            "paper": recipe.paper,
+            "status": "finished" if state.step >= state.steps else "stopped",
+            "unbiased": recipe.masking.unbiased,
+            "choices": recipe.choices(),
+            "parameters": parameters(self.method),
+            "tokens_seen": state.tokens,
+            "steps": state.step,
+            "budget_steps": state.steps,
+            "seconds": round(state.seconds, 2),
+            "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+            "heldout_loss_initial": state.heldout.get("loss_initial"),
+            "heldout_loss": state.heldout.get("loss"),
+            "heldout_accuracy": state.heldout.get("accuracy"),
+            "unigram_loss": unigram_losses(labels, self.counts).double().mean().item(),
+            "seed": recipe.seed,
+            "model": {
+                "class": type(model).__name__,
+                "family": model.config.model_type,
+                "layers": model.config.num_hidden_layers,
+                "width": model.config.hidden_size,
+                "longest_sample": self.encoder.longest(),
+            },
+            "data": {
+                "sources": [s.path for s in recipe.data.sources] + [type(o).__name__ for o in self.objects],
+                "documents": sum(s.totals["documents"] for s in corpus.stores),
+                "tokens_train": sum(r.tokens for r in self.loaders[-1].sources),
+                "tokens_heldout": sum(r.tokens for r in held.loader.sources),
+                "heldout_tokens_predicted": labels.numel(),
+                "vocabulary": len(corpus.tokenizer),
+                "fill": round(_fill(self.loaders[-1]), 4),
+                "passes": round(state.tokens / max(1, sum(r.tokens for r in self.loaders[-1].sources)), 3),
+            },
+            "environment": environment(self.accelerator.device, recipe.training.precision),
+        }
+
+
+def _fill(loader: Loader) -> float:
+    total = sum(loader.weights)
+    return sum(r.fill * w / total for r, w in zip(loader.sources, loader.weights, strict=True))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM instead of dying of it; a second one works as usual."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+        log.warning("stopping after this step; the state will be saved")
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

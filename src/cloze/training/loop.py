@@ -1,0 +1,250 @@
+"""The training loop, readable from top to bottom.
+
+One step: draw the rows of this process, mask them, add up every term's weight over micro-batches and
+processes, run forward and backward with each term divided once by that global weight, clip, update.
+So accumulation and data parallelism change nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cloze.data.batch import Batch
+from cloze.data.loader import Loader, stream
+from cloze.errors import ClozeError
+from cloze.methods.base import Method, Work
+from cloze.random import Stream, integer
+from cloze.training.optimisers import build_optimizers
+from cloze.training.settings import Phase, Training
+from cloze.training.state import State
+
+
+class Diverged(ClozeError):
+    """The loss or the gradient is not finite; raised before the update, so the state is still good."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did.
+
+    Attributes:
+        losses: {term: mean over its weight}; loss: their sum with the method's coefficients.
+        gradient_norm: before clipping.
+        predicted: predicted tokens. tokens: tokens seen, padding not counted. Both over all processes.
+        learning_rate: of this step.
+    """
+
+    losses: dict[str, float]
+    loss: float
+    gradient_norm: float
+    predicted: int
+    tokens: int
+    learning_rate: float
+
+
+class Trainer:
+    """Runs steps of a method; everything that changes is in the parameters, the optimisers and `state`.
+
+    Args:
+        method: the networks and the four choices, on the accelerator's device.
+        loaders: training batches of each phase.
+        settings: phases, optimiser, schedule and so on.
+        state: where the run is; the trainer moves it on.
+        seed: of dropout.
+        accelerator: device and processes.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        loaders: list[Loader],
+        settings: Training,
+        state: State,
+        seed: int,
+        accelerator: Accelerator,
+    ):
+        self.method, self.loaders, self.settings = method, loaders, settings
+        self.state, self.seed, self.accelerator = state, seed, accelerator
+        for phase in settings.phases:
+            if phase.rows % accelerator.num_processes:
+                raise ClozeError(
+                    f"training.phases: {phase.rows} rows cannot be split over {accelerator.num_processes} processes"
+                )
+        if not state.cursors:
+            state.cursors = [0] * len(settings.phases)
+        self.optimizers = build_optimizers(method, settings.optimizer)
+        self.wrapped: nn.Module = accelerator.prepare(method) if accelerator.num_processes > 1 else method
+        if settings.compile:
+            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+        self.autocast = autocast(accelerator.device, settings.precision)
+
+    def phase_at(self, step: int) -> int:
+        """Which phase a step lies in."""
+        end = 0.0
+        for i, phase in enumerate(self.settings.phases):
+            end += phase.share
+            if step < round(end * self.state.steps):
+                return i
+        return len(self.settings.phases) - 1
+
+    def run(self, until: int) -> Iterator[StepResult]:
+        """Steps up to (not including) number `until`, one result each; may be left after any of them."""
+        state = self.state
+        while state.step < until:
+            index = self.phase_at(state.step)
+            phase = self.settings.phases[index]
+            last = state.step
+            while last < until and self.phase_at(last) == index:
+                last += 1
+            places = self._places(phase, state.cursors[index], last - state.step)
+            micro = len(places) // (last - state.step)
+            batches = stream(self.loaders[index], places, self.settings.workers)
+            for _ in range(last - state.step):
+                result = self.step([next(batches) for _ in range(micro)])
+                state.cursors[index] += phase.rows
+                yield result
+
+    def _places(self, phase: Phase, cursor: int, steps: int) -> list[tuple[int, int]]:
+        """(cursor, rows) of every micro-batch of this process in the next steps."""
+        mine = phase.rows // self.accelerator.num_processes
+        first = cursor + self.accelerator.process_index * mine
+        most = self.settings.micro_tokens
+        at_once = mine if most is None else min(mine, max(1, most // phase.length))
+        starts = range(0, mine, at_once)
+        return [
+            (first + step * phase.rows + start, min(at_once, mine - start)) for step in range(steps) for start in starts
+        ]
+
+    def step(self, batches: list[Batch], observe: bool = True) -> StepResult:
+        """One update from the micro-batches of this process; `observe`: let what learns by itself learn."""
+        state, method = self.state, self.method
+        progress = state.step / state.steps
+        torch.manual_seed(integer(self.seed, Stream.STEP, state.step, self.accelerator.process_index))
+        rate = self.settings.optimizer.learning_rate * self.settings.schedule.factor(state.step, state.steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+        works = [method.prepare(b.to(self.accelerator.device), progress) for b in batches]
+        weights = self._total([method.weights(w) for w in works])
+        sums, feedback = self._backward(works, weights)
+        norm = nn.utils.clip_grad_norm_(method.parameters(), self.settings.clip)
+        losses = {term: (sums[term] / weights[term]).item() for term in sums}
+        loss = sum(method.coefficients[term] * value for term, value in losses.items())
+        if not (math.isfinite(loss) and math.isfinite(norm.item())):
+            self._clear()
+            raise Diverged(self._where(loss, norm.item(), works))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self._clear()
+        if observe:
+            method.observe(feedback)
+
+        counts = torch.stack(
+            [
+                sum(((w.token_weights > 0).sum() for w in works), torch.zeros((), dtype=torch.int64)),
+                sum(((w.batch.segments >= 0).sum() for w in works), torch.zeros((), dtype=torch.int64)),
+            ]
+        )
+        predicted, tokens = self._reduce(counts.to(self.accelerator.device)).tolist()
+        state.step += 1
+        state.tokens += tokens
+        return StepResult(losses, loss, norm.item(), predicted, tokens, rate)
+
+    def _backward(
+        self, works: list[Work], weights: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Gradients of Σ_term coefficient · sum / weight; the sums over all processes."""
+        totals: dict[str, Tensor] = {}
+        feedback = []
+        for i, work in enumerate(works):
+            last = i == len(works) - 1
+            with self._no_sync(last), self.autocast():
+                outcome = self.wrapped(work)
+                objective = sum(
+                    self.method.coefficients[term] * value / weights[term] for term, value in outcome.sums.items()
+                )
+            assert isinstance(objective, Tensor)
+            with self._no_sync(last):
+                # DDP averages gradients over processes; the sums are to be added up.
+                (objective * self.accelerator.num_processes).float().backward()
+            feedback.append(outcome.feedback)
+            for term, value in outcome.sums.items():
+                totals[term] = totals.get(term, 0.0) + value.detach().double()
+        return {term: self._reduce(value) for term, value in totals.items()}, feedback
+
+    def _total(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Global weight of each term; a term without any weight is divided by 1, for it sums to 0."""
+        totals = {term: self._reduce(torch.stack([p[term] for p in parts]).sum()) for term in parts[0]}
+        return {term: torch.where(value > 0, value, torch.ones_like(value)) for term, value in totals.items()}
+
+    def _reduce(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value
+
+    def _no_sync(self, last: bool) -> AbstractContextManager[Any]:
+        if last or self.accelerator.num_processes == 1:
+            return nullcontext()
+        return self.accelerator.no_sync(self.wrapped)
+
+    def _clear(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def _where(self, loss: float, norm: float, works: list[Work]) -> str:
+        step, index = self.state.step, self.phase_at(self.state.step)
+        rows = self.loaders[index].describe(self.state.cursors[index], self.settings.phases[index].rows)
+        keys = [str(k) for w in works for k in w.batch.keys.tolist()]
+        return (
+            f"the loss is {loss} and the gradient's norm {norm} at step {step}; nothing was updated. Rows "
+            f"(source:record:token) {_some(rows)}; sample keys {_some(keys)}. Lower "
+            "training.optimizer.learning_rate, or look at those texts"
+        )
+
+    def calibrate(self, steps: int = 5, warm: int = 2) -> list[float]:
+        """Seconds per step of each phase (median), measured on real batches with a learning rate of 0.
+
+        Parameters and state are as before; optimisers start anew.
+        """
+        found = []
+        state, settings = self.state, self.settings
+        kept = State(step=0, steps=1, cursors=list(state.cursors))
+        self.state = kept
+        self.settings = settings.model_copy(
+            update={"optimizer": settings.optimizer.model_copy(update={"learning_rate": 0.0})}
+        )
+        for index, phase in enumerate(settings.phases):
+            times = []
+            places = self._places(phase, 0, steps + warm)
+            batches = stream(self.loaders[index], places, settings.workers)
+            for _ in range(steps + warm):
+                start = time.perf_counter()
+                self.step([next(batches) for _ in range(len(places) // (steps + warm))], observe=False)
+                times.append(time.perf_counter() - start)
+                kept.step = 0
+            found.append(sorted(times[warm:])[steps // 2])
+        self.state, self.settings = state, settings
+        self.optimizers = build_optimizers(self.method, settings.optimizer)
+        return found
+
+
+def _some(values: list[str], most: int = 8) -> str:
+    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
+
+
+def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    """The precision of forward passes: bf16 when asked for, or with `auto` on a GPU that has it."""
+    bf16 = precision == "bf16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    if not bf16:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)

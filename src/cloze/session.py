@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers.utils import logging as hf_logging
 
 from cloze.data.corpus import Corpus, Progress, open_corpus
 from cloze.data.loader import Loader
@@ -101,6 +102,8 @@ class Session:
         if self._is_finished(state):
             return self._summary_on_disk()
         self._build(state, tensors)
+        for listener in self.listeners:
+            listener.begin(self.state.steps)
         with _signals() as asked:
             self._train(asked)
         return self._finish()
@@ -334,6 +337,7 @@ class Session:
         return path
 
     def _export(self, folder: Path) -> None:
+        hf_logging.disable_progress_bar()
         self.method.export().save_pretrained(folder)
         tokenizer = self.corpus.tokenizer
         tokenizer.model_max_length = min(self.encoder.longest(), 10**9)

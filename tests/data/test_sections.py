@@ -11,7 +11,9 @@ from cloze.data.sections import (
     split_records,
 )
 
-PIECES = st.lists(st.sampled_from(["a b", "\n", "\n\n", " ", "\t", "# x", "é😀", "\u2028", "ab" * 30]), max_size=40)
+PIECES = st.lists(
+    st.sampled_from(["a b", "\n", "\n\n", " ", "\t", "# x", "é😀", "\u2028", "ab" * 30]), max_size=40
+)
 
 
 @given(PIECES)

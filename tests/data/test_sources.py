@@ -16,7 +16,10 @@ from cloze.data.files import TextSplit
 from cloze.data.sources import Document, Source, fingerprint, read
 from cloze.errors import ClozeError
 
-ROWS = [{"text": "One\n\ntwo", "year": 1901, "long": "x" * 300}, {"text": "Three 😀", "year": 1902, "long": "s"}]
+ROWS = [
+    {"text": "One\n\ntwo", "year": 1901, "long": "x" * 300},
+    {"text": "Three 😀", "year": 1902, "long": "s"},
+]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 DOCUMENTS = [
     Document("One\n\ntwo", {"year": 1901}),
@@ -151,7 +154,7 @@ def test_the_text_column_is_named_or_obvious(tmp_path: Path) -> None:
         ("a.jsonl", "\n \n", "holds no records"),
         ("a.jsonl.gz", "", "holds no records"),
         ("a.txt", b"ab\nc\0d", r"binary data \(a NUL byte in line 2\), not UTF-8"),
-        ("a.txt", "ok\nfa\xe7ade\n".encode("latin-1"), r"line 2 is not UTF-8 text \(byte 0xe7\); if it is Latin-1: iconv"),
+        ("a.txt", b"ok\nfa\xe7ade\n", r"line 2 is not UTF-8 .byte 0xe7.; .* Latin-1: iconv"),
         ("a.csv", 'text\n"a" b\n', "a.csv: line 2 is not CSV"),
         ("a.tsv", "text\tn\na\tb\tc\n", "a.tsv: line 2 has 3 fields, the header names 2"),
         ("a.doc", "text", "unknown kind of file; accepted are .txt"),
@@ -176,11 +179,15 @@ def test_broken_archives(tmp_path: Path, ending: str) -> None:
 
 def test_missing_files(tmp_path: Path) -> None:
     write(tmp_path / "news.jsonl", JSONL)
-    assert "no such file or folder; there is news.jsonl in" in complaint(lambda: texts(tmp_path / "new.jsonl"))
+    assert "no such file or folder; there is news.jsonl in" in complaint(
+        lambda: texts(tmp_path / "new.jsonl")
+    )
     assert "nowhere does not exist either" in complaint(lambda: texts(tmp_path / "nowhere" / "a.jsonl"))
     assert "0 matches, none of them readable" in complaint(lambda: texts(tmp_path / "*.txt"))
     (tmp_path / "empty").mkdir()
-    assert "no readable file in this folder; accepted are .txt" in complaint(lambda: texts(tmp_path / "empty"))
+    assert "no readable file in this folder; accepted are .txt" in complaint(
+        lambda: texts(tmp_path / "empty")
+    )
     write(tmp_path / "store" / "store.json", "{}")
     assert "store of tokenised text" in complaint(lambda: texts(tmp_path / "store"))
 
@@ -191,7 +198,9 @@ def test_a_hub_dataset_without_network_is_one_line(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
     message = complaint(lambda: texts("some-organisation/corpus"))
-    assert message.startswith("some-organisation/corpus: cannot be opened, ConnectionError: Couldn't reach the hub; ")
+    assert message.startswith(
+        "some-organisation/corpus: cannot be opened, ConnectionError: Couldn't reach the hub; "
+    )
     assert "must be online" in message
 
 

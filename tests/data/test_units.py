@@ -1,4 +1,4 @@
-"""Words come out right for every kind of tokenizer (a rival's collator takes whole sequences for one word)."""
+"""Words come out right for every kind of tokenizer (a known collator takes whole texts for one word)."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from cloze.data.units import MAX_UNIT, UnitRule, unit_starts
 
 SENTENCE = "The Jungle Book isn't unbelievably short"
-TRAINING = [SENTENCE, "the old house was near to the river and she had been there with them before", "a b c"] * 3
+TRAINING = [
+    SENTENCE,
+    "the old house was near to the river and she had been there with them before",
+    "a b c",
+] * 3
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]"]
 
 
@@ -71,13 +75,23 @@ def units_of(tokenizer: Tokenizer, text: str) -> tuple[UnitRule, list[str]]:
 @pytest.mark.parametrize(
     ("tokenizer", "way", "words"),
     [
-        pytest.param(byte_level(False), "word_ids", "The|Jungle|Book|isn|'t|unbelievably|short", id="byte-bare"),
-        pytest.param(byte_level(True), "word_ids", "The|Jungle|Book|isn|'t|unbelievably|short", id="byte-template"),
         pytest.param(
-            byte_level(False, trim=True), "word_ids", "The|Jungle|Book|isn|'t|unbelievably|short", id="byte-trim"
+            byte_level(False), "word_ids", "The|Jungle|Book|isn|'t|unbelievably|short", id="byte-bare"
         ),
         pytest.param(
-            byte_level(True, use_regex=False), "prefix", "The|Jungle|Book|isn't|unbelievably|short", id="byte-one"
+            byte_level(True), "word_ids", "The|Jungle|Book|isn|'t|unbelievably|short", id="byte-template"
+        ),
+        pytest.param(
+            byte_level(False, trim=True),
+            "word_ids",
+            "The|Jungle|Book|isn|'t|unbelievably|short",
+            id="byte-trim",
+        ),
+        pytest.param(
+            byte_level(True, use_regex=False),
+            "prefix",
+            "The|Jungle|Book|isn't|unbelievably|short",
+            id="byte-one",
         ),
         pytest.param(wordpiece(), "word_ids", "The|Jungle|Book|isn|'|t|unbelievably|short", id="wordpiece"),
         pytest.param(unigram(True), "word_ids", "The|Jungle|Book|isn't|unbelievably|short", id="metaspace"),
@@ -95,10 +109,10 @@ def test_words_come_out_right(tokenizer: Tokenizer, way: str, words: str) -> Non
 
 def test_continuation_marks_tell_words_where_nothing_else_does() -> None:
     tokenizer = wordpiece()
+    pieces = tokenizer.encode("unbelievably short", add_special_tokens=False)
     tokenizer.pre_tokenizer = None  # type: ignore[assignment]
     rule = UnitRule.probe(tokenizer)
     assert rule.way == "suffix"
-    pieces = Tokenizer.from_str(wordpiece().to_str()).encode("unbelievably short", add_special_tokens=False)
     ids = np.array(pieces.ids)
     assert rule.starts([pieces], ids, np.array([0, len(ids)])).sum() == 2
 

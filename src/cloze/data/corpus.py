@@ -7,15 +7,16 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from transformers import PreTrainedTokenizerFast
 
 from cloze.config import Config
-from cloze.data.files import TextSplit
+from cloze.data.files import TextSplit, find, looks_local
 from cloze.data.heldout import HeldOut
 from cloze.data.loader import Loader, special_tokens
 from cloze.data.prepare import prepare
@@ -240,6 +241,21 @@ def _finished(source: Any) -> Path | None:
     return folder if (folder / INDEX).is_file() else None
 
 
+def source_tokens(data: Data, source: Source) -> tuple[str, int]:
+    """A line on a source's size, and its tokens (about four characters each where it is not tokenised yet)."""
+    folder = _finished(source)
+    if folder is not None:
+        tokens = Store.open(folder).totals["tokens"]
+        return f"{source.path}: {tokens:,} tokens", tokens
+    if not looks_local(source.path):
+        return f"{source.path}: a hub data set of unknown size", 0
+    sizes = [(p, p.stat().st_size) for p in find(source.path)]
+    # Compressed text is about a third of its size; Parquet is compressed inside.
+    text = sum(size * (3 if p.suffix in (".gz", ".zst", ".parquet") else 1) for p, size in sizes)
+    files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}"
+    return f"{source.path}: {files}, about {text / 1e6:,.1f} MB or {text / 4e6:,.1f} M tokens", text // 4
+
+
 def _fingerprint(data: Data, source: Any) -> str:
     return fingerprint(source, data.split_text, data.text_field)
 
@@ -260,3 +276,43 @@ def cache_folder() -> Path:
 
 def _digest(parts: object) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def make_store(
+    sources: Sequence[Any],
+    out: Path,
+    *,
+    tokenizer: str | None = None,
+    vocabulary: int = 16384,
+    algorithm: str = "bpe",
+    text_field: str | None = None,
+    split_text: str = "paragraphs",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Store:
+    """Tokenise sources into one store in the folder `out` (the command `cloze prepare`).
+
+    Args:
+        sources: as `Data.sources`.
+        tokenizer: folder or hub id; None trains one of `vocabulary` tokens by `algorithm`.
+        workers: processes; None is one per core.
+    """
+    try:
+        given = {"sources": list(sources), "text_field": text_field, "split_text": split_text, "store": None}
+        data = Data.model_validate(given)
+        choice: TrainTokenizer | LoadTokenizer = LoadTokenizer(path=tokenizer)
+        if tokenizer is None:
+            choice = TrainTokenizer.model_validate({"algorithm": algorithm, "vocabulary": vocabulary})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ClozeError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
+    loaded = _tokenizer(data, data.sources, choice, None)
+    name = ", ".join(s.path for s in data.sources)
+    return prepare(
+        chain.from_iterable(read(s, data.split_text, data.text_field) for s in data.sources),
+        loaded,
+        out,
+        fingerprint=_digest([_fingerprint(data, s) for s in data.sources]),
+        workers=workers,
+        progress=None if progress is None else lambda chars, tokens: progress(name, chars, tokens),
+    )

@@ -132,7 +132,7 @@ def _lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         hint = "if it is Latin-1: iconv -f latin1 -t utf-8 OLD > NEW"
-        raise ClozeError(f"{path}: line {number + 1} is not UTF-8 text (byte 0x{byte:02x}); {hint}") from None
+        raise ClozeError(f"{path}: line {number} is not UTF-8 (byte 0x{byte:02x}); {hint}") from None
     except OSError as error:
         raise ClozeError(f"{path}: cannot be read after line {number}: {error}") from None
 

@@ -86,7 +86,7 @@ class PartWriter:
         hashes, chars, sections_of = [], [], [0]
         for first, last in pairwise(firsts):
             starts = [first + start for start in section_starts(paragraphs[first:last])]
-            for start, stop in zip(starts, [*starts[1:], last], strict=True):
+            for start, stop in pairwise([*starts, last]):
                 if bounds[stop] > bounds[start]:
                     text = "".join(paragraphs[start:stop])
                     flags[bounds[start]] |= SECTION

@@ -129,6 +129,7 @@ def load_masked_lm(path: str) -> PreTrainedModel:
         raise ClozeError(f"{path}: not a model folder (it has no config.json)")
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # the new head is reported below, in one line
+    hf_logging.disable_progress_bar()
     try:
         source = str(folder) if folder.exists() else path
         config = AutoConfig.from_pretrained(source)

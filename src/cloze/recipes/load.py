@@ -21,6 +21,11 @@ def shipped() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in files(__package__).iterdir() if p.name.endswith(".yaml"))
 
 
+def list_recipes() -> list[Recipe]:
+    """The shipped recipes."""
+    return [load_recipe(name) for name in shipped()]
+
+
 def recipe_text(name: str) -> str:
     """The commented YAML of a recipe: a shipped name or a path.
 

@@ -12,6 +12,9 @@ from accelerate import Accelerator
 class Listener(Protocol):
     """Who is told what happens in a run, such as the terminal."""
 
+    def begin(self, steps: int) -> None:
+        """The first step is next, of so many."""
+
     def record(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl: its `kind` is step, heldout or note."""
 

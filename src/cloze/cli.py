@@ -1,0 +1,267 @@
+"""The command `cloze`: a function per verb."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cloze.errors import ClozeError
+from cloze.terminal import LogLines, Terminal, amount, duration
+
+app = typer.Typer(
+    name="cloze",
+    help="Pretrain encoders by fill-in-the-blank, with low-variance gradients.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="List recipes, or show one.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+out_console = Console(highlight=False)
+err_console = Console(stderr=True, highlight=False)
+
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="File, folder, glob, store or hub id; repeat it, and weight as NAME=0.7:PATH."),
+]
+TextField = Annotated[str | None, typer.Option(help="Column of the text, where it cannot be guessed.")]
+Split = Annotated[str | None, typer.Option(help="A .txt file's documents: paragraphs, lines or file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a field: masking.rate=0.3. Repeatable.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from cloze import __version__
+
+        typer.echo(f"cloze {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Options of every command."""
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """A table of the recipes that ship with cloze."""
+    if context.invoked_subcommand is not None:
+        return
+    from cloze.recipes.load import list_recipes
+
+    widths = (11, 25, 11, 11, 10, 9)
+    heads = ("recipe", "masking", "corruption", "visibility", "objective", "unbiased")
+    out_console.print("".join(f"{h:<{w}}" for h, w in zip(heads, widths, strict=True)), style="bold")
+    for recipe in list_recipes():
+        cells = (recipe.name, *recipe.choices().values(), "yes" if recipe.masking.unbiased else "no")
+        out_console.print("".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)))
+        paper = f" [{recipe.paper}]" if recipe.paper else ""
+        out_console.print(f"  {recipe.about}{paper}", style="dim", markup=False, soft_wrap=True)
+    out_console.print("\ncloze recipes show NAME > my.yaml  writes one to edit", style="dim")
+
+
+@recipes_app.command("show")
+def show(name: Annotated[str, typer.Argument(help="A recipe.")]) -> None:
+    """Print a recipe as commented YAML."""
+    from cloze.recipes.load import recipe_text
+
+    typer.echo(recipe_text(name), nl=False)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.")],
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/RECIPE.")] = None,
+    budget: Annotated[str | None, typer.Option(help="30m, 2h, 10Mtok or 5000steps.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to start from: folder or hub id.")] = None,
+    text_field: TextField = None,
+    split_text: Split = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and masks.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
+    overrides: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the out folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume although the recipe has changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show size, steps and time; train nothing.")] = False,
+) -> None:
+    """Pretrain an encoder by a recipe."""
+    sets = list(overrides or [])
+    for field, value in (
+        ("data.text_field", text_field),
+        ("data.split_text", split_text),
+        ("seed", seed),
+        ("training.precision", precision),
+        ("training.compile", compile_ or None),
+    ):
+        if value is not None:
+            sets.append(f"{field}={value}")
+    from cloze.run import pretrain as run_pretrain
+    from cloze.run import resolve
+    from cloze.session import Interrupted
+
+    if dry_run:
+        from cloze.estimate import estimate
+
+        chosen, _ = resolve(recipe, data, budget, model, sets)
+        for name, value in estimate(chosen).items():
+            out_console.print(f"{name:<14} {value}", soft_wrap=True)
+        return
+    with ExitStack() as stack:
+        terminal = _terminal(stack)
+        try:
+            run = run_pretrain(
+                recipe,
+                data,
+                out,
+                budget,
+                model=model,
+                overrides=sets,
+                resume=resume,
+                force=force,
+                listeners=[terminal],
+                progress=terminal.reading,
+            )
+        except Interrupted as stopped:
+            again = " ".join(a for a in sys.argv[1:] if a != "--resume")
+            terminal.say(f"stopped at step {stopped.step:,}; go on with: cloze {again} --resume")
+            raise typer.Exit(128 + stopped.signal) from None
+    _print_summary(run.folder, run.summary)
+
+
+@app.command()
+def prepare(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id; default: one is trained.")] = None,
+    vocabulary: Annotated[int, typer.Option(help="Size of a trained tokenizer.")] = 16384,
+    algorithm: Annotated[str, typer.Option(help="bpe, wordpiece or characters.")] = "bpe",
+    text_field: TextField = None,
+    split_text: Split = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+) -> None:
+    """Tokenise text once, into a store that `pretrain --data STORE` reads."""
+    from cloze.data.corpus import make_store
+
+    with ExitStack() as stack:
+        terminal = _terminal(stack)
+        store = make_store(
+            data or [],
+            out,
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            algorithm=algorithm,
+            text_field=text_field,
+            split_text=split_text or "paragraphs",
+            workers=workers,
+            progress=terminal.reading,
+        )
+    totals = store.totals
+    out_console.print(
+        f"{out}: {totals['documents']:,} documents, {totals['tokens']:,} tokens, "
+        f"{totals['chars'] / max(1, totals['tokens']):.2f} characters a token",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def fill(
+    model: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.")],
+    text: Annotated[str, typer.Argument(help="Text with [MASK] (or the model's own mask token).")],
+    top: Annotated[int, typer.Option(min=1, help="Guesses for each blank.")] = 5,
+) -> None:
+    """Fill the blanks of a text."""
+    from cloze.fill import fill_blanks
+
+    for number, guesses in enumerate(fill_blanks(model, text, top), start=1):
+        if number > 1:
+            out_console.print()
+        for guess in guesses:
+            out_console.print(f"{guess.probability:6.1%}  {guess.token:<16}  {guess.text}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    to: Annotated[Path, typer.Option(help="New folder for the model.")],
+) -> None:
+    """Copy a run's model out: a plain model folder for transformers."""
+    from cloze.fill import export_model
+
+    export_model(run, to)
+    out_console.print(f"{to}: loads with AutoModelForMaskedLM.from_pretrained({str(to)!r})", soft_wrap=True)
+
+
+def _terminal(stack: ExitStack) -> Terminal:
+    """A terminal that shows the package's log, until the stack closes."""
+    terminal = stack.enter_context(Terminal(err_console))
+    handler = LogLines(terminal)
+    logger = logging.getLogger("cloze")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    stack.callback(logger.removeHandler, handler)
+    return terminal
+
+
+def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    gain = summary["unigram_loss"] - summary["heldout_loss"]
+    side = "below" if gain >= 0 else "above"
+    lines = (
+        ("held-out loss", f"{summary['heldout_loss']:.3f} ({abs(gain):.2f} nats {side} the unigram baseline)"),
+        ("accuracy", f"{summary['heldout_accuracy']:.1%} of the held-out masked tokens"),
+        ("seen", f"{amount(summary['tokens_seen'])} tokens in {duration(summary['seconds'])}, "
+                 f"{amount(summary['tokens_per_second'])} tokens/s, {summary['steps']:,} steps"),
+        ("model", f"{folder / 'model'} ({amount(summary['parameters'])} parameters)"),
+        ("report", str(folder / "report.html")),
+    )  # fmt: skip
+    for name, value in lines:
+        out_console.print(f"{name:<14} {value}", soft_wrap=True)
+
+
+# typer brings its own click in some versions: its classes are reached through typer.
+_UsageError = typer.BadParameter.__mro__[1]
+
+
+def main() -> None:
+    """Entry point: mistakes are one line and exit code 2, `--debug` shows their traceback."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]  # also behind the command
+    debug = len(arguments) != len(sys.argv) - 1
+    if not debug:
+        warnings.filterwarnings("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = app(arguments or ["--help"], standalone_mode=False)
+    except ClozeError as error:
+        code = _fail(str(error), debug)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "cloze"
+        code = _fail(f"{error.format_message().rstrip('.')} (see: {command} --help)", debug)
+    except typer.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        err_console.print("stopped; the same command goes on from what is done")
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        err_console.print_exception()
+    err_console.print(f"error: {' '.join(message.split())}", soft_wrap=True, markup=False)
+    return 2

@@ -1,0 +1,118 @@
+"""What a run would take, without running it: `cloze pretrain --dry-run`."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerFast
+
+from cloze.corruption.replace import Vocabulary
+from cloze.data.batch import Batch
+from cloze.data.corpus import LoadTokenizer, TrainTokenizer, source_tokens
+from cloze.data.tokenizers import load_tokenizer
+from cloze.masking.rate import mean_rate
+from cloze.methods.build import build_method
+from cloze.models.build import PretrainedModelChoice, build_model, parameters
+from cloze.models.encoder import Encoder
+from cloze.recipes.schema import Recipe
+from cloze.terminal import amount, duration
+from cloze.training.budget import Budget
+from cloze.training.loop import autocast
+from cloze.training.optimisers import build_optimizers
+from cloze.training.settings import Phase
+
+_STEPS = 3
+
+
+def estimate(recipe: Recipe) -> dict[str, str]:
+    """Size, memory, steps, tokens and hours of a run, as lines for a person.
+
+    Builds the model and times a few steps on random tokens in memory; reads only the sizes of the data
+    (and a few kilobytes of it), trains nothing and writes nothing.
+    """
+    tokenizer = _tokenizer(recipe)
+    model = build_model(recipe.model, tokenizer, recipe.seed)
+    vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, torch.arange(5, len(tokenizer)))
+    accelerator = Accelerator()
+    encoder = Encoder(model)
+    method = build_method(
+        recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, recipe.seed
+    ).to(accelerator.device)
+    optimizers = build_optimizers(method, recipe.training.optimizer)
+    phases = recipe.training.phases
+    cast = autocast(accelerator.device, recipe.training.precision)
+    size = parameters(method)
+
+    seconds = 0.0
+    for phase in phases:
+        times = []
+        for _ in range(_STEPS):
+            start = time.perf_counter()
+            work = method.prepare(_random_batch(phase, vocabulary.size).to(accelerator.device), 0.5)
+            with cast():
+                outcome = method(work)
+            weights = method.weights(work)
+            sum(value / weights[term] for term, value in outcome.sums.items()).backward()  # type: ignore[union-attr]
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            times.append(time.perf_counter() - start)
+        seconds += phase.share * sorted(times)[_STEPS // 2]
+
+    per_step = sum(p.share * p.rows * p.length for p in phases)
+    budget = Budget.parse(recipe.training.budget)
+    steps = budget.steps(per_step, seconds)
+    tokens = steps * per_step
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if accelerator.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    corpus = [source_tokens(recipe.data, s) for s in recipe.data.sources]
+    lines = {
+        "model": f"{type(model).__name__}, {amount(size)} parameters",
+        "memory": f"{amount(16 * size)}B of weights, gradients and optimiser; peak {amount(peak)}B with a step",
+        "masking": f"{recipe.choices()['masking']}: about {amount(mean_rate(recipe.masking.rate) * per_step)} "
+        "predicted tokens a step",
+        "steps": f"{steps:,} of {amount(per_step)} tokens ({recipe.training.budget})",
+        "tokens": amount(tokens),
+        "time": f"{duration(steps * seconds)} at {amount(per_step / seconds)} tokens/s (timed now on "
+        f"{accelerator.device})",
+    }
+    if corpus:
+        lines["text"] = " + ".join(corpus_line for corpus_line, _ in corpus)
+        known = sum(n for _, n in corpus)
+        if known:
+            lines["passes"] = f"{tokens / known:.2g} over the text"
+    return lines
+
+
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    choice = recipe.tokenizer
+    if isinstance(choice, LoadTokenizer):
+        model = recipe.model.path if isinstance(recipe.model, PretrainedModelChoice) else ""
+        return load_tokenizer(choice.path or model, choice.add_mask_token)
+    assert isinstance(choice, TrainTokenizer)
+    return _stand_in(choice.vocabulary)
+
+
+def _stand_in(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of the size that is asked for, with meaningless tokens."""
+    from tokenizers import Tokenizer, models
+
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocabulary = {token: i for i, token in enumerate([*special, *(f"t{i}" for i in range(size - len(special)))])}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")),
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def _random_batch(phase: Phase, vocabulary: int) -> Batch:
+    shape = (phase.rows, phase.length)
+    place = torch.arange(phase.length).expand(shape).clone()
+    row = torch.arange(phase.rows)
+    ids = torch.randint(5, vocabulary, shape, generator=torch.Generator().manual_seed(0))
+    everywhere = torch.ones(shape, dtype=torch.bool)
+    return Batch(ids, row[:, None].expand(shape).clone(), place, place, everywhere, row, torch.zeros_like(row))

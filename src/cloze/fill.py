@@ -1,0 +1,87 @@
+"""Using a trained model: fill blanks, copy it out."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from cloze.data.tokenizers import load_tokenizer
+from cloze.errors import ClozeError
+from cloze.models.build import load_masked_lm
+from cloze.training.state import replace_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One guess for a blank: its probability, the token, and the text with the token in place."""
+
+    probability: float
+    token: str
+    text: str
+
+
+def model_folder(run_or_model: str | Path) -> str:
+    """The model folder of a run; a model folder or hub id is returned as it is.
+
+    Errors: a folder that is neither.
+    """
+    folder = Path(run_or_model).expanduser()
+    if not folder.is_dir():
+        return str(run_or_model)
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    raise ClozeError(f"{folder} holds neither a run nor a model")
+
+
+@torch.no_grad()
+def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]:
+    """The most probable tokens for each blank of `text`, which are [MASK] or the tokenizer's mask token.
+
+    Errors: no blank in the text, a text that is too long, a model without a mask token.
+    """
+    path = model_folder(run_or_model)
+    tokenizer = load_tokenizer(path)
+    text = text.replace("[MASK]", tokenizer.mask_token)
+    if tokenizer.mask_token not in text:
+        raise ClozeError(f"there is no blank in the text: write [MASK] (or {tokenizer.mask_token}) where one is")
+    model: PreTrainedModel = load_masked_lm(path).eval()
+    encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    ids = encoded["input_ids"][0]
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 2**31))
+    if ids.numel() > limit:
+        raise ClozeError(f"the text has {ids.numel():,} tokens, the model takes {limit:,}: shorten it")
+    logits = model(**encoded).logits[0].float()
+    blanks = (ids == tokenizer.mask_token_id).nonzero().flatten().tolist()
+    found = []
+    for blank in blanks:
+        p, tokens = logits[blank].softmax(-1).topk(min(top, logits.shape[-1]))
+        found.append([_guess(tokenizer, ids.tolist(), blank, t, q) for t, q in zip(tokens.tolist(), p.tolist(), strict=True)])
+    return found
+
+
+def _guess(tokenizer, ids: list[int], blank: int, token: int, probability: float) -> Guess:  # type: ignore[no-untyped-def]
+    filled = [*ids[:blank], token, *ids[blank + 1 :]]
+    keep = [i for i in filled if i == tokenizer.mask_token_id or i not in tokenizer.all_special_ids]
+    return Guess(probability, tokenizer.decode([token]).strip(), tokenizer.decode(keep).strip())
+
+
+def export_model(run: Path, to: Path) -> None:
+    """Copy the model of a run to a new folder.
+
+    Errors: no run, or a target that exists.
+    """
+    source = run / "model"
+    if not (source / "config.json").is_file():
+        raise ClozeError(f"{run} holds no run with a model")
+    if to.exists():
+        raise ClozeError(f"{to} exists already: choose another --to folder")
+    try:
+        replace_folder(to, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True) and None)
+    except OSError as error:
+        raise ClozeError(f"{to}: cannot be written ({error.strerror or error})") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -13,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 
 from cloze.errors import ClozeError
 from cloze.terminal import LogLines, Terminal, amount, duration
@@ -27,8 +30,9 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="List recipes, or show one.", invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
-out_console = Console(highlight=False)
-err_console = Console(stderr=True, highlight=False)
+# No markup: paths and texts have brackets and colons of their own.
+out_console = Console(highlight=False, markup=False, emoji=False)
+err_console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 DataOption = Annotated[
     list[str] | None,
@@ -69,7 +73,7 @@ def recipes(context: typer.Context) -> None:
         cells = (recipe.name, *recipe.choices().values(), "yes" if recipe.masking.unbiased else "no")
         out_console.print("".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)))
         paper = f" [{recipe.paper}]" if recipe.paper else ""
-        out_console.print(f"  {recipe.about}{paper}", style="dim", markup=False, soft_wrap=True)
+        out_console.print(Padding(f"{recipe.about}{paper}", (0, 0, 0, 2), expand=False), style="dim")
     out_console.print("\ncloze recipes show NAME > my.yaml  writes one to edit", style="dim")
 
 
@@ -108,7 +112,7 @@ def pretrain(
         ("training.compile", compile_ or None),
     ):
         if value is not None:
-            sets.append(f"{field}={value}")
+            sets.append(f"{field}={json.dumps(value)}")  # a column may be named "no" or "1"
     from cloze.run import pretrain as run_pretrain
     from cloze.run import resolve
     from cloze.session import Interrupted
@@ -136,8 +140,7 @@ def pretrain(
                 progress=terminal.reading,
             )
         except Interrupted as stopped:
-            again = " ".join(a for a in sys.argv[1:] if a != "--resume")
-            terminal.say(f"stopped at step {stopped.step:,}; go on with: cloze {again} --resume")
+            terminal.say(f"stopped at step {stopped.step:,}; go on with: {_again()}")
             raise typer.Exit(128 + stopped.signal) from None
     _print_summary(run.folder, run.summary)
 
@@ -232,13 +235,15 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 # typer brings its own click in some versions: its classes are reached through typer.
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
     """Entry point: mistakes are one line and exit code 2, `--debug` shows their traceback."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # also behind the command
     debug = len(arguments) != len(sys.argv) - 1
+    # Spinning threads starve each other as soon as anything else runs on the machine (docs/lab-diary.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not debug:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -252,12 +257,18 @@ def main() -> None:
     except typer.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        err_console.print("stopped; the same command goes on from what is done")
+        err_console.print(f"stopped; go on with: {_again()}", soft_wrap=True)
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _again() -> str:
+    """The command that goes on with what was stopped."""
+    arguments = [a for a in sys.argv[1:] if a != "--resume"]
+    return shlex.join(["cloze", *arguments, *(["--resume"] if "pretrain" in arguments[:2] else [])])
 
 
 def _fail(message: str, debug: bool) -> int:

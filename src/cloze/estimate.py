@@ -43,6 +43,7 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     ).to(accelerator.device)
     optimizers = build_optimizers(method, recipe.training.optimizer)
     phases = recipe.training.phases
+    longest = encoder.longest()
     cast = autocast(accelerator.device, recipe.training.precision)
     size = parameters(method)
 
@@ -51,11 +52,11 @@ def estimate(recipe: Recipe) -> dict[str, str]:
         times = []
         for _ in range(_STEPS):
             start = time.perf_counter()
-            work = method.prepare(_random_batch(phase, vocabulary.size).to(accelerator.device), 0.5)
+            work = method.prepare(_random_batch(phase, vocabulary.size, longest).to(accelerator.device), 0.5)
             with cast():
                 outcome = method(work)
             weights = method.weights(work)
-            sum(value / weights[term] for term, value in outcome.sums.items()).backward()  # type: ignore[union-attr]
+            sum(value / weights[term] for term, value in outcome.sums.items()).backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -109,10 +110,13 @@ def _stand_in(size: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _random_batch(phase: Phase, vocabulary: int) -> Batch:
+def _random_batch(phase: Phase, vocabulary: int, longest: int) -> Batch:
     shape = (phase.rows, phase.length)
-    place = torch.arange(phase.length).expand(shape).clone()
-    row = torch.arange(phase.rows)
+    column = torch.arange(phase.length)
+    place = (column % longest).expand(shape).clone()
+    pieces = -(-phase.length // longest)  # samples in a row
+    sample = torch.arange(phase.rows)[:, None] * pieces + column // longest
+    keys = torch.arange(phase.rows * pieces)
     ids = torch.randint(5, vocabulary, shape, generator=torch.Generator().manual_seed(0))
     everywhere = torch.ones(shape, dtype=torch.bool)
-    return Batch(ids, row[:, None].expand(shape).clone(), place, place, everywhere, row, torch.zeros_like(row))
+    return Batch(ids, sample, place, place, everywhere, keys, torch.zeros_like(keys))

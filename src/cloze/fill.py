@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.models.build import load_masked_lm
+from cloze.models.encoder import position_offset
 from cloze.training.state import replace_folder
 
 
@@ -53,7 +55,8 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
     model: PreTrainedModel = load_masked_lm(path).eval()
     encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     ids = encoded["input_ids"][0]
-    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 2**31))
+    most = getattr(model.config, "max_position_embeddings", None) or 2**31
+    limit = min(tokenizer.model_max_length, most - position_offset(model))
     if ids.numel() > limit:
         raise ClozeError(f"the text has {ids.numel():,} tokens, the model takes {limit:,}: shorten it")
     logits = model(**encoded).logits[0].float()
@@ -65,10 +68,14 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
     return found
 
 
-def _guess(tokenizer, ids: list[int], blank: int, token: int, probability: float) -> Guess:  # type: ignore[no-untyped-def]
+def _guess(tokenizer: Any, ids: list[int], blank: int, token: int, probability: float) -> Guess:
     filled = [*ids[:blank], token, *ids[blank + 1 :]]
     keep = [i for i in filled if i == tokenizer.mask_token_id or i not in tokenizer.all_special_ids]
     return Guess(probability, tokenizer.decode([token]).strip(), tokenizer.decode(keep).strip())
+
+
+def _copy(source: Path, to: Path) -> None:
+    shutil.copytree(source, to, dirs_exist_ok=True)
 
 
 def export_model(run: Path, to: Path) -> None:
@@ -82,6 +89,6 @@ def export_model(run: Path, to: Path) -> None:
     if to.exists():
         raise ClozeError(f"{to} exists already: choose another --to folder")
     try:
-        replace_folder(to, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True) and None)
+        replace_folder(to, lambda folder: _copy(source, folder))
     except OSError as error:
         raise ClozeError(f"{to}: cannot be written ({error.strerror or error})") from error

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from cloze.data.corpus import Progress
 from cloze.data.embedded import books
+from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.models.build import PretrainedModelChoice
-from cloze.recipes.load import load_recipe, merge, validate
+from cloze.recipes.load import load_recipe, merge, override, validate
 from cloze.recipes.schema import Recipe
 from cloze.session import Session
 from cloze.training.tracking import Listener
@@ -34,7 +35,7 @@ class Run:
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Its tokenizer."""
-        return AutoTokenizer.from_pretrained(self.folder / "model")
+        return load_tokenizer(self.folder / "model")
 
 
 def pretrain(
@@ -95,7 +96,7 @@ def resolve(
     if model is not None:
         over["model"] = {"kind": "pretrained", "path": str(model)}
     if isinstance(recipe, Recipe):
-        chosen = validate(merge(recipe.model_dump(), over), recipe.name)
+        chosen = validate(merge(override(recipe.model_dump(), overrides), over), recipe.name)
     else:
         chosen = load_recipe(recipe, overrides, over)
     if isinstance(chosen.model, PretrainedModelChoice) and not chosen.model.path:

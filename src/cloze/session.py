@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging as hf_logging
 
@@ -30,6 +30,7 @@ from cloze.data.loader import Loader
 from cloze.errors import ClozeError
 from cloze.evaluation.heldout import HeldOutResult, HeldOutSet, unigram_losses
 from cloze.evaluation.samples import samples
+from cloze.masking.rate import rate_at
 from cloze.methods.build import build_method, vocabulary_of
 from cloze.models.build import PretrainedModelChoice, build_model, parameters
 from cloze.models.encoder import Encoder, isolate
@@ -71,15 +72,6 @@ class Interrupted(Exception):
         self.step, self.signal = step, signal_number
 
 
-@dataclass
-class _Clock:
-    """Time and tokens since the last line of metrics."""
-
-    seconds: float = 0.0
-    tokens: int = 0
-    losses: list[StepResult] = field(default_factory=list)
-
-
 class Session:
     """One call of `pretrain`; see there for the arguments."""
 
@@ -101,12 +93,19 @@ class Session:
         state, tensors = saved if saved is not None else (State(), {})
         if self._is_finished(state):
             return self._summary_on_disk()
-        self._build(state, tensors)
-        for listener in self.listeners:
-            listener.begin(self.state.steps)
-        with _signals() as asked:
-            self._train(asked)
-        return self._finish()
+        try:
+            self._build(state, tensors, force)
+            for listener in self.listeners:
+                listener.begin(self.state.steps)
+            with _signals() as asked:
+                self._train(asked)
+            return self._finish()
+        except (OSError, SafetensorError) as error:  # such as a full disk
+            where = getattr(error, "filename", None) or self.folder
+            raise ClozeError(
+                f"{where}: {getattr(error, 'strerror', None) or error}; the checkpoints of {self.folder} are "
+                "whole, go on with --resume"
+            ) from error
 
     # -- before the first step ------------------------------------------------------------------------
 
@@ -118,7 +117,8 @@ class Session:
         used = folder.is_dir() and any(folder.iterdir())
         if used and not (folder / "recipe.yaml").is_file():
             raise ClozeError(f"{folder} is not empty and holds no run of cloze: choose another --out folder")
-        if used and not resume:
+        begun = any((folder / name).exists() for name in ("checkpoints", "model", "summary.json"))
+        if begun and not resume:  # a recipe alone is left by a start that failed
             raise ClozeError(f"{folder} holds a run already: use --resume to go on with it, or another --out folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,12 +130,13 @@ class Session:
             raise ClozeError(f"{folder}: cannot be written ({error.strerror or error})") from error
         return saved
 
+    def _changes(self, state: State) -> list[str]:
+        """What makes this another run than the saved one."""
+        lines = difference(state.recipe, self.recipe.model_dump(mode="json")) if state.recipe else []
+        return [line for line in lines if not line.startswith(_FREE)]
+
     def _compare(self, state: State, force: bool) -> None:
-        changed = [
-            line
-            for line in difference(state.recipe, self.recipe.model_dump(mode="json"))
-            if not line.startswith(_FREE)
-        ]
+        changed = self._changes(state)
         if changed and not force:
             raise ClozeError(
                 f"{self.folder} was made by another recipe ({'; '.join(changed)}): use --force to go on with "
@@ -143,14 +144,19 @@ class Session:
             )
 
     def _is_finished(self, state: State) -> bool:
-        if not state.steps or state.step < state.steps or not (self.folder / "summary.json").is_file():
+        if not state.steps or state.step < state.steps or not (self.folder / "report.html").is_file():
+            return False
+        if self._changes(state) or self._summary_on_disk().get("status") != "finished":
             return False
         return state.recipe["training"]["budget"] == self.recipe.training.budget
 
     def _summary_on_disk(self) -> dict[str, Any]:
-        return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        try:
+            return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
 
-    def _build(self, state: State, tensors: dict[str, Tensor]) -> None:
+    def _build(self, state: State, tensors: dict[str, Tensor], force: bool) -> None:
         recipe, settings = self.recipe, self.recipe.training
         self.state = state
         accelerator = self.accelerator = Accelerator(
@@ -159,6 +165,7 @@ class Session:
         if settings.trackers:
             accelerator.init_trackers("cloze", config={"recipe": dump(recipe)})
         self.corpus = self._corpus()
+        self._compare_text(state, force)
         self.encoder = self._encoder()
         self.vocabulary = vocabulary_of(self.corpus.tokenizer)
         self.method = build_method(
@@ -172,15 +179,39 @@ class Session:
         self.method.train()
         self.trainer = Trainer(self.method, self.loaders, settings, state, recipe.seed, accelerator)
         self.initial = tensors.get("heldout.initial")
+        self.metrics = Metrics(self.folder / "metrics.jsonl", state.metrics_bytes, accelerator, self.listeners)
+        self._spend_budget(state)  # may measure steps, so before what is saved is put in place
         if tensors:
+            if self._changes(state):  # what the first loss was under the new settings
+                first = self._measure()
+                self.initial = first.losses
+                state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
             restore_tensors(tensors, self.method, self.trainer.optimizers)
             self.method.load_learned_state(state.learned)
             if state.threads != torch.get_num_threads():
                 log.warning("%d threads instead of %d: the last bits may differ", torch.get_num_threads(), state.threads)
-        self.metrics = Metrics(self.folder / "metrics.jsonl", state.metrics_bytes, accelerator, self.listeners)
-        self._spend_budget(state)
         state.threads = torch.get_num_threads()
         state.recipe = recipe.model_dump(mode="json")
+
+    def _compare_text(self, state: State, force: bool) -> None:
+        """Refuse to go on with another text unless forced, and with another tokenizer at all."""
+        corpus = self.corpus
+        stores = [store.fingerprint for store in (*corpus.stores, *corpus.held_out)]
+        found = {
+            "tokenizer": _digest(sorted(corpus.tokenizer.get_vocab().items())),
+            "text": _digest([stores, corpus.limits]),
+        }
+        if state.data.get("tokenizer", found["tokenizer"]) != found["tokenizer"]:
+            raise ClozeError(
+                f"{self.folder}: its text has changed and gives another tokenizer: choose another --out folder, "
+                f"or keep the old one: --force --set tokenizer={{kind: load, path: {self.folder / 'model'}}}"
+            )
+        if state.data.get("text", found["text"]) != found["text"] and not force:
+            raise ClozeError(
+                f"{self.folder}: the text has changed since this run began: use --force to go on with the new one, "
+                "or another --out folder"
+            )
+        state.data = found
 
     def _corpus(self) -> Corpus:
         model = self.recipe.model
@@ -244,54 +275,59 @@ class Session:
     def _train(self, asked: list[int]) -> None:
         state, settings = self.state, self.recipe.training
         if state.step == 0:
-            result = self._evaluate()
-            self.initial = result.losses
-            state.heldout |= {"loss_initial": result.loss, "accuracy_initial": result.accuracy}
+            first = self._evaluate()
+            self.initial = first.losses
+            state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
             self._save()
         evaluations = {round(i * state.steps / self.recipe.evaluation.times) for i in range(1, self.recipe.evaluation.times + 1)}
-        clock, mark = _Clock(), time.perf_counter()
+        mark = time.perf_counter()
         try:
             for result in self.trainer.run(state.steps):
                 now = time.perf_counter()
-                state.seconds += now - mark
-                clock.seconds += now - mark
-                clock.tokens += result.tokens
-                clock.losses.append(result)
+                self._count(result, now - mark)
                 if state.step % settings.log_every == 0 or state.step == state.steps:
-                    self._log(clock)
-                    clock = _Clock()
+                    self._log(result)
                 mark = now
                 if state.step in evaluations:
                     self._evaluate()
                     now = time.perf_counter()
                     state.seconds += now - mark
                     mark = now
-                if state.step % settings.checkpoint_every == 0 or state.step == state.steps:
+                if asked or state.step % settings.checkpoint_every == 0 or state.step == state.steps:
                     self._save()
                     mark = time.perf_counter()
                 if asked:
-                    self._save()
                     raise Interrupted(state.step, asked[0])
         except Diverged as error:
             self.metrics.record("note", state.step, message=str(error))
             path = self._save()
             raise ClozeError(f"{error}; the state before it is in {path}") from error
 
-    def _log(self, clock: _Clock) -> None:
-        state, last = self.state, clock.losses[-1]
-        weight = sum(r.predicted for r in clock.losses) or 1
-        loss = sum(r.loss * r.predicted for r in clock.losses) / weight
+    def _count(self, result: StepResult, seconds: float) -> None:
+        self.state.seconds += seconds
+        window = self.state.window
+        for key, value in (
+            ("seconds", seconds),
+            ("tokens", result.tokens),
+            ("predicted", result.predicted),
+            ("loss", result.loss * result.predicted),
+        ):
+            window[key] = window.get(key, 0.0) + value
+
+    def _log(self, last: StepResult) -> None:
+        state, window = self.state, self.state.window
+        state.window = {}
         self.metrics.record(
             "step",
             state.step,
             tokens=state.tokens,
             seconds=state.seconds,
-            loss=loss if math.isfinite(loss) else last.loss,
+            loss=window["loss"] / max(1.0, window["predicted"]),
             learning_rate=last.learning_rate,
             gradient_norm=last.gradient_norm,
-            rate=last.predicted / max(1, last.tokens),
+            rate=rate_at(self.recipe.masking.rate, state.step / state.steps),
             predicted=last.predicted,
-            tokens_per_second=clock.tokens / max(clock.seconds, 1e-9),
+            tokens_per_second=window["tokens"] / max(window["seconds"], 1e-9),
         )
 
     def _measure(self) -> HeldOutResult:
@@ -328,10 +364,10 @@ class Session:
                 self.checkpoints.save(state, tensors, self._export)
                 replace_folder(self.folder / "model", self._export)
                 write_json(self.folder / "summary.json", self._summary())
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 raise ClozeError(
                     f"{self.folder}: the state of step {state.step} could not be saved "
-                    f"({error.strerror or error}); the checkpoint before it is whole"
+                    f"({getattr(error, 'strerror', None) or error}); the checkpoint before it is whole"
                 ) from error
         self.accelerator.wait_for_everyone()
         return path
@@ -352,13 +388,14 @@ class Session:
             result = self._measure()
             tokenizer = self.corpus.tokenizer
             found = samples(self.held_out, self.encoder, tokenizer, self.counts, self.initial, result)
+            (self.folder / "report.html").unlink(missing_ok=True)  # of a smaller budget
             write_json(self.folder / "samples.json", found)
-            write_json(self.folder / "summary.json", self._summary())
+            write_json(self.folder / "summary.json", self._summary("finished"))
             write_report(self.folder)
         self.accelerator.end_training()
         return self._summary_on_disk()
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, status: str = "stopped") -> dict[str, Any]:
         state, recipe, corpus = self.state, self.recipe, self.corpus
         model = self.method.export()
         held = self.held_out
@@ -367,7 +404,7 @@ class Session:
             "recipe": recipe.name,
             "about": recipe.about,
             "paper": recipe.paper,
-            "status": "finished" if state.step >= state.steps else "stopped",
+            "status": status,
             "unbiased": recipe.masking.unbiased,
             "choices": recipe.choices(),
             "parameters": parameters(self.method),
@@ -402,6 +439,10 @@ class Session:
         }
 
 
+def _digest(content: Any) -> str:
+    return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
 def _fill(loader: Loader) -> float:
     total = sum(loader.weights)
     return sum(r.fill * w / total for r, w in zip(loader.sources, loader.weights, strict=True))
@@ -419,7 +460,7 @@ def _signals() -> Iterator[list[int]]:
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             before[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread
         pass

@@ -99,7 +99,7 @@ class Terminal:
                 self.console.print(place + line, highlight=False, soft_wrap=True)
             return
         if self._bar is None:
-            columns = [SpinnerColumn(), BarColumn(bar_width=16), TextColumn("{task.description}")]
+            columns = [SpinnerColumn(), BarColumn(bar_width=16), TextColumn("{task.description}", markup=False)]
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task("", total=self.total)

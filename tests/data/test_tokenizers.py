@@ -35,7 +35,10 @@ def test_a_mask_token_is_kept(tmp_path: Path) -> None:
     assert load_tokenizer(str(tmp_path), add_mask_token=True).mask_token == "<m>"
 
 
-def test_no_tokenizer_there(tmp_path: Path) -> None:
+def test_no_tokenizer_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloze.data.tokenizers.offline", lambda: True)
+    with pytest.raises(ClozeError, match="no such folder, and the hub, where it may be, cannot be reached"):
+        load_tokenizer("some-organisation/tokenizer")
     with pytest.raises(ClozeError, match="no tokenizer could be loaded") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)

@@ -56,7 +56,7 @@ def unigram(split: bool) -> Tokenizer:
 
 def llama_like() -> Tokenizer:
     tokenizer = unigram(split=True)
-    tokenizer.pre_tokenizer = None  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = None
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     return tokenizer
 
@@ -110,7 +110,7 @@ def test_words_come_out_right(tokenizer: Tokenizer, way: str, words: str) -> Non
 def test_continuation_marks_tell_words_where_nothing_else_does() -> None:
     tokenizer = wordpiece()
     pieces = tokenizer.encode("unbelievably short", add_special_tokens=False)
-    tokenizer.pre_tokenizer = None  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = None
     rule = UnitRule.probe(tokenizer)
     assert rule.way == "suffix"
     ids = np.array(pieces.ids)

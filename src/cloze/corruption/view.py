@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,5 +38,5 @@ class View:
 
     def to(self, device: torch.device | str) -> View:
         """The same view on another device."""
-        moved = (x.to(device, non_blocking=True) for x in (self.ids, self.segments, self.positions, self.origin))
-        return View(*moved, self.causal)
+        tensors = ("ids", "segments", "positions", "origin")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})

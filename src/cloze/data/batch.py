@@ -45,10 +45,11 @@ class Batch:
 
 
 def positions(segments: Tensor) -> Tensor:
-    """Positions that restart at each sample: [rows, length] int64 from the segments of the same shape."""
+    """Positions that restart at each sample, 0 in padding: [rows, length] int64, from the segments."""
     length = segments.shape[1]
     place = torch.arange(length, device=segments.device).expand_as(segments)
     fresh = torch.ones_like(segments, dtype=torch.bool)
     fresh[:, 1:] = segments[:, 1:] != segments[:, :-1]
     start = torch.where(fresh, place, 0).cummax(dim=1).values
-    return place - start
+    # Padding may be longer than any sample, and than the model has positions for.
+    return torch.where(segments >= 0, place - start, 0)

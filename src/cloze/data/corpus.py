@@ -172,7 +172,9 @@ def _limit(store: Store, config: HeldOut, total: int) -> int:
 
 
 def _look(tokenizer: PreTrainedTokenizerFast, store: Store) -> TokenizerReport:
-    texts = [tokenizer.decode(store.tokens(r)[:2000], skip_special_tokens=True) for r in range(min(8, len(store)))]
+    texts = [
+        str(tokenizer.decode(store.tokens(r, 0, 2000), skip_special_tokens=True)) for r in range(min(8, len(store)))
+    ]
     return check_tokenizer(tokenizer, [t for t in texts if t.split()] or ["?"])
 
 

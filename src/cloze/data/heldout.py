@@ -37,17 +37,19 @@ def threshold(sections: Iterable[tuple[np.ndarray, np.ndarray]], config: HeldOut
     """
     smallest = np.zeros(0, np.uint64)
     sizes = np.zeros(0, np.int64)
-    total = 0
+    total = shared = 0
+    by_share = int(config.share * 2**64)
     for hashes, tokens in sections:
         total += int(tokens.sum())
+        shared += int(tokens[hashes <= np.uint64(by_share)].sum())
         smallest, sizes = np.concatenate([smallest, hashes]), np.concatenate([sizes, tokens])
         order = smallest.argsort(kind="stable")
         smallest, sizes = smallest[order], sizes[order]
-        enough = int(np.searchsorted(sizes.cumsum(), config.minimum)) + 1
+        last = smallest[: int(np.searchsorted(sizes.cumsum(), config.minimum)) + 1][-1:]
+        enough = int(np.searchsorted(smallest, last, side="right").sum())  # equal texts go together
         smallest, sizes = smallest[:enough], sizes[:enough]
-    by_share = int(config.share * 2**64)
     by_minimum = int(smallest[-1]) if smallest.size else 0
-    held = int(sizes.sum())
+    held = max(shared, int(sizes.sum()))
     if held < config.minimum or total - held < config.minimum:
         raise ClozeError(
             f"the text is too short: {total:,} tokens, of which data.heldout.minimum={config.minimum:,} are to "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -136,4 +138,14 @@ def stream(loader: Loader, places: Sequence[tuple[int, int]], workers: int) -> I
         for place in places:
             yield loader.batch(*place)
         return
-    yield from DataLoader(_Batches(loader), batch_size=None, sampler=places, num_workers=workers)  # type: ignore[arg-type]
+    # The tokenizer's threads may have run in this process already; its warning about forks is not for us.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    yield from DataLoader(
+        _Batches(loader), batch_size=None, sampler=places, num_workers=workers, worker_init_fn=_deaf
+    )
+
+
+def _deaf(_worker: int) -> None:
+    """A Ctrl-C in the terminal is for the main process, which needs its workers to finish the step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,8 +1,9 @@
 """Packing: samples into rows of a fixed length, as an index on disk.
 
 Runs of training text are cut where a row is full, so rows are nearly full and a row's place in the
-corpus is arithmetic. A cut never leaves less than `SHORTEST` tokens on either side; what a row cannot
-use for that reason is padding. Samples that share a row do not see each other (models/visibility.py).
+corpus is arithmetic. A cut never leaves less than `SHORTEST` tokens on either side (if a row holds twice
+as many); what a row cannot use for that reason is padding. Samples that share a row do not see each
+other (models/visibility.py).
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Packer:
         while start < stop:
             size = stop - start
             fits = min(self._room - self.specials, self.most)
-            if self.alone or fits < min(size, SHORTEST):
+            least = size if size < 2 * SHORTEST else SHORTEST
+            if self.alone or fits < least:
                 whole = (size - SHORTEST) // self.most if self.most == self.length - self.specials else 0
                 if whole > 1:  # rows of one full sample each, at once
                     self._emit_full(record, start, whole)
@@ -97,7 +99,7 @@ class Packer:
                 self._room = self.length
                 fits = self.most
             take = min(size, fits)
-            if 0 < size - take < SHORTEST and take > 2 * SHORTEST:
+            if 0 < size - take < SHORTEST and size >= 2 * SHORTEST:
                 take = size - SHORTEST
             for column, value in zip(self._columns, (record, start, take), strict=True):
                 column.append(value)
@@ -115,6 +117,5 @@ class Packer:
 
     def pieces(self) -> Pieces:
         """All rows so far."""
-        columns = [np.frombuffer(c, np.int64) if c else np.zeros(0, np.int64) for c in self._columns]
-        rows = np.append(np.frombuffer(self._rows, np.int64) if self._rows else [], len(self._columns[0]))
-        return Pieces(*columns, rows.astype(np.int64))
+        record, start, length = (np.array(column, np.int64) for column in self._columns)
+        return Pieces(record, start, length, np.append(np.array(self._rows, np.int64), len(self._columns[0])))

@@ -30,6 +30,7 @@ from cloze.data.writer import PartCounts, PartWriter, Record, read_counts
 from cloze.errors import ClozeError
 
 Progress = Callable[[int, int], None]
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def prepare(
@@ -60,8 +61,11 @@ def prepare(
     found = _open_same(out, key, overwrite)
     if found is not None:
         return found
-    _claim(out, key)
-    tokenizer.save_pretrained(out / "tokenizer")
+    try:
+        _claim(out, key)
+        tokenizer.save_pretrained(out / "tokenizer")
+    except OSError as error:
+        raise ClozeError(f"{out}: cannot be written ({error}); give another folder") from None
     dtype: type[np.unsignedinteger] = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     numbering = _Numbering(documents, part_chars)
     done = _run(iter(numbering), (backend, dtype), out, workers or _cores(), progress)
@@ -98,7 +102,7 @@ class _Numbering:
         part: list[Record] = []
         size = 0
         for document in self.source:
-            meta = json.dumps(document.meta, ensure_ascii=False)
+            meta = _to_json(document.meta)
             for text in split_records(document.text):
                 part.append(Record(self.documents, text, meta))
                 size += len(text)
@@ -208,7 +212,7 @@ def _claim(out: Path, key: str) -> None:
         raise ClozeError(f"{out}: is a file; give a folder for the store")
     try:
         same = json.loads((out / PARTIAL).read_text("utf-8"))["key"] == key
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         same = False
     known = (out / PARTIAL).exists() or (out / INDEX).exists()
     if out.exists() and not known and any(out.iterdir()):

@@ -95,7 +95,10 @@ def build_rows(store: Store, layout: Layout, limit: int | None, held_out: bool) 
     return Rows(store, layout, pieces, int(pieces.length.sum()))
 
 
-def _runs(store: Store, limit: int | None, held_out: bool) -> Iterator[tuple[PartView, np.ndarray, ...]]:
+_PartRuns = tuple[PartView, np.ndarray, np.ndarray, np.ndarray]  # with record, start and stop of each run
+
+
+def _runs(store: Store, limit: int | None, held_out: bool) -> Iterator[_PartRuns]:
     for part in store.parts():
         places, _ = _sections(part)
         counts = np.diff(part.section_offsets)

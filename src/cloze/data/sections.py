@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import chain
 
 MAX_RECORD = 4_000_000
 MAX_PARAGRAPH = 20_000
@@ -53,19 +54,19 @@ def split_paragraphs(text: str, limit: int = MAX_PARAGRAPH) -> list[str]:
     Blank lines belong to the paragraph before them (at the very start: to the first one). Empty text has no
     paragraph.
     """
-    paragraphs, start = [], 0
-    indent = len(text) - len(text.lstrip())
-    for gap in _BLANK_LINES.finditer(text):
-        if gap.start() < indent:  # blank lines at the start of a text have no paragraph before them
+    paragraphs: list[str] = []
+    start = 0
+    for end in chain((gap.end() for gap in _BLANK_LINES.finditer(text)), [len(text)]):
+        piece = text[start:end]
+        if not piece.isspace() and piece:
+            paragraphs.append(piece)
+        elif paragraphs:
+            paragraphs[-1] += piece
+        else:  # white space at the very start waits for the first paragraph
             continue
-        paragraphs.append(text[start : gap.end()])
-        start = gap.end()
+        start = end
     if start < len(text):
-        tail = text[start:]
-        if paragraphs and tail.isspace():
-            paragraphs[-1] += tail
-        else:
-            paragraphs.append(tail)
+        paragraphs.append(text[start:])
     if len(text) <= limit:
         return paragraphs
     return [piece for paragraph in paragraphs for piece in _pieces(paragraph, limit, (("\n", 1), (" ", 0)))]

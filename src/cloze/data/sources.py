@@ -7,9 +7,10 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloze.data.files import Row, TextSplit, ending, find, is_saved_dataset, looks_local, rows
+from cloze.data.hub import offline
 from cloze.errors import ClozeError
 
 if TYPE_CHECKING:
@@ -149,18 +151,21 @@ def fingerprint(
 def _records(source: Source | DatasetLike, text_split: TextSplit) -> Iterable[Row]:
     if not isinstance(source, Source):
         return _dataset_rows(source, "train", type(source).__name__)
-    place = Path(source.path).expanduser()
+    path = source.path
+    place = Path(path).expanduser()
     if is_saved_dataset(place):
         from datasets import load_from_disk
 
-        return _dataset_rows(_loaded(source, lambda: load_from_disk(str(place))), source.split, source.path)
-    if not looks_local(source.path):
+        return _dataset_rows(_loaded(path, lambda: load_from_disk(str(place))), source.split, path)
+    if not looks_local(path):
         from datasets import load_dataset
 
-        hub = _loaded(
-            source, lambda: load_dataset(source.path, source.config, split=source.split, streaming=True)
-        )
-        return _dataset_rows(hub, source.split, source.path)
+        if offline():
+            raise ClozeError(
+                f"{path}: no such file or folder, and the hub, where it may be, cannot be reached"
+            )
+        hub = _loaded(path, lambda: load_dataset(path, source.config, split=source.split, streaming=True))
+        return _dataset_rows(hub, source.split, path)
     files = find(source.path)
     return chain.from_iterable(
         _parquet(file) if ending(file) == ".parquet" else rows(file, text_split) for file in files
@@ -170,24 +175,15 @@ def _records(source: Source | DatasetLike, text_split: TextSplit) -> Iterable[Ro
 def _parquet(path: Path) -> Iterator[Row]:
     from datasets import load_dataset
 
-    source = Source(path=str(path))
-    data = _loaded(
-        source, lambda: load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-    )
-    yield from _dataset_rows(data, "train", str(path))
+    load = partial(load_dataset, "parquet", data_files=str(path), split="train", streaming=True)
+    yield from _dataset_rows(_loaded(str(path), load), "train", str(path))
 
 
-def _loaded(source: Source, load: Any) -> Any:
+def _loaded(label: str, load: Callable[[], DatasetLike]) -> DatasetLike:
     try:
         return load()
-    except ClozeError:
-        raise
     except Exception as error:
-        local = looks_local(source.path)
-        hint = (
-            "" if local else "; for a hub dataset the machine must be online, for a file the path must exist"
-        )
-        raise ClozeError(f"{source.path}: cannot be opened, {_one_line(error)}{hint}") from None
+        raise ClozeError(f"{label}: cannot be opened, {_one_line(error)}") from None
 
 
 def _dataset_rows(data: DatasetLike, split: str, label: str) -> Iterator[Row]:

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from cloze.data.hub import offline
 from cloze.data.units import UnitRule, unit_starts
 from cloze.errors import ClozeError
 
@@ -25,13 +26,15 @@ def load_tokenizer(path: str | Path, add_mask_token: bool = False) -> PreTrained
 
     Raises ClozeError if there is none, if it is not a fast (Rust) tokenizer, or if it lacks a mask token.
     """
+    local = Path(path).is_dir()
+    unreachable = not local and offline()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=local or unreachable)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ClozeError(
-            f"{path}: no tokenizer could be loaded (a folder, or a hub id when online): {reason}"
-        ) from None
+        if unreachable:
+            reason = "no such folder, and the hub, where it may be, cannot be reached"
+        raise ClozeError(f"{path}: no tokenizer could be loaded, {reason}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ClozeError(
             f"{path}: {type(tokenizer).__name__} is a slow tokenizer; a tokenizer.json is needed"

@@ -83,16 +83,18 @@ class PartWriter:
             paragraphs += split_paragraphs(record.text)
             firsts.append(len(paragraphs))
         ids, flags, bounds = self._encode(paragraphs)
-        hashes, chars, sections_of = [], [], [0]
+        places = bounds.tolist()
+        opened, hashes, chars, sections_of = [], [], [], [0]
         for first, last in pairwise(firsts):
             starts = [first + start for start in section_starts(paragraphs[first:last])]
             for start, stop in pairwise([*starts, last]):
-                if bounds[stop] > bounds[start]:
+                if places[stop] > places[start]:
                     text = "".join(paragraphs[start:stop])
-                    flags[bounds[start]] |= SECTION
+                    opened.append(places[start])
                     hashes.append(section_hash(text))
                     chars.append(len(text))
             sections_of.append(len(hashes))
+        flags[opened] |= SECTION
         ends = bounds[firsts]
         kept = np.flatnonzero(np.diff(ends) > 0).tolist()
         # Records left out have no tokens and no sections, so their offsets can simply be skipped.

@@ -20,7 +20,7 @@ def samples(
     encoder: Encoder,
     tokenizer: PreTrainedTokenizerFast,
     counts: np.ndarray,
-    initial: Tensor,
+    initial: Tensor | None,
     result: HeldOutResult,
 ) -> dict[str, Any]:
     """The content of samples.json.
@@ -29,7 +29,7 @@ def samples(
         held_out: what `result` was measured on.
         encoder: the trained one.
         counts: [vocabulary], frequency of each id in the training text.
-        initial: [N] losses before the first step.
+        initial: [N] losses before the first step, if they are known.
         result: losses after the last one.
     """
     unigram = unigram_losses(result.labels, counts)
@@ -41,23 +41,26 @@ def samples(
 
 
 def _words(
-    tokenizer: PreTrainedTokenizerFast, result: HeldOutResult, initial: Tensor, unigram: Tensor
+    tokenizer: PreTrainedTokenizerFast, result: HeldOutResult, initial: Tensor | None, unigram: Tensor
 ) -> list[dict[str, Any]]:
     ids, inverse, count = result.labels.unique(return_inverse=True, return_counts=True)
 
     def mean(values: Tensor) -> list[float]:
         return (torch.zeros(ids.numel()).index_add_(0, inverse, values.float()) / count).tolist()
 
-    columns = zip(
-        ids.tolist(), count.tolist(), mean(unigram), mean(initial), mean(result.losses), mean(result.correct),
-        strict=True,
-    )  # fmt: skip
-    names = ("count", "unigram_loss", "loss_initial", "loss", "accuracy")
-    rows = [
-        {"word": tokenizer.decode([i])} | {k: _round(v) for k, v in zip(names, rest, strict=True)}
-        for i, *rest in columns
+    columns = {
+        "count": count.tolist(),
+        "unigram_loss": mean(unigram),
+        "loss": mean(result.losses),
+        "accuracy": mean(result.correct),
+    }
+    if initial is not None and initial.numel() == result.losses.numel():
+        columns["loss_initial"] = mean(initial)
+    chosen = count.argsort(descending=True, stable=True)[:400].tolist()
+    return [
+        {"word": tokenizer.decode([int(ids[i])])} | {name: _round(values[i]) for name, values in columns.items()}
+        for i in chosen
     ]
-    return sorted(rows, key=lambda r: -r["count"])[:400]
 
 
 def _bands(counts: np.ndarray, result: HeldOutResult, unigram: Tensor) -> list[dict[str, Any]]:

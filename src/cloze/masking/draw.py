@@ -30,7 +30,7 @@ def uniform_draw(batch: Batch, units: Units, rate: float, seed: int) -> MaskPlan
     sizes = torch.bincount(units.sample, minlength=batch.samples)
     sample = torch.arange(batch.samples, device=sizes.device)
     u = uniform(seed, Stream.COUNT, batch.keys[sample], batch.visits[sample])
-    count = (sizes * rate + u).floor().to(torch.int64)
+    count = (sizes.to(torch.float64) * rate + u).floor().to(torch.int64)
     count = torch.minimum(count.clamp(min=1), sizes)
     score = bits(seed, Stream.CHOICE, batch.keys[units.sample], batch.visits[units.sample], units.first)
     drawn = rank_within(units.sample, score) < count[units.sample]

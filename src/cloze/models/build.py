@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -67,7 +67,7 @@ def build_model(choice: ModelChoice, tokenizer: PreTrainedTokenizerFast, seed: i
     if isinstance(choice, NewModel):
         return _new(choice, tokenizer)
     model = load_masked_lm(choice.path)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         if len(tokenizer) - rows > 8:  # more than the special tokens that `add_mask_token` brings
             raise ClozeError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ from cloze.errors import ClozeError
 from cloze.models.visibility import NAME, Visibility, register
 
 # RoBERTa-like embeddings number their positions from padding_idx + 1.
-_OFFSET_FAMILIES = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data2vec-text", "longformer"}
+_OFFSET_FAMILIES = {
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text",
+    "longformer", "mpnet", "ibert", "luke",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,16 @@ class Encoder(nn.Module):
         super().__init__()
         register()
         self.model = model
+        if model.get_output_embeddings() is None:
+            raise ClozeError(f"{type(model).__name__}: has no vocabulary layer; cloze cannot pretrain it")
         self.offset = position_offset(model)
         self.isolates = _takes_our_attention(model)
         """Whether packed samples are kept apart; if not, rows must hold one sample each."""
 
     @property
-    def vocabulary(self) -> nn.Module:
+    def vocabulary(self) -> nn.Linear:
         """The layer from features to logits: `.weight` [vocabulary, width'] and perhaps `.bias`."""
-        return self.model.get_output_embeddings()
+        return cast(nn.Linear, self.model.get_output_embeddings())
 
     def longest(self) -> int:
         """Greatest number of positions that a sample may have."""
@@ -65,6 +70,8 @@ class Encoder(nn.Module):
         if self.isolates:
             visibility = Visibility(view.segments, view.causal)
             arguments = {"visibility": visibility, "position_ids": view.positions + self.offset}
+        elif view.causal:
+            raise ClozeError(f"{type(self.model).__name__}: cannot be run causally by cloze")
         else:
             arguments = {"attention_mask": (view.segments >= 0).long()}
         kept: dict[str, Tensor] = {}
@@ -85,7 +92,7 @@ class Encoder(nn.Module):
 
 @contextmanager
 def _passing_through(layer: nn.Module) -> Iterator[None]:
-    layer.forward = lambda features: features  # type: ignore[method-assign]
+    layer.forward = lambda features: features
     try:
         yield
     finally:
@@ -107,12 +114,17 @@ def _takes_our_attention(model: PreTrainedModel) -> bool:
 def isolate(model: PreTrainedModel) -> Encoder:
     """An encoder whose packed samples are known to be apart, or that takes one sample a row.
 
-    Runs the leak probe; a model that ignores our attention goes back to its own, with `isolates` False.
+    Runs the leak probe; a model that ignores our attention, or that computes something else with it than
+    with its own, goes back to its own, with `isolates` False.
     """
     encoder = Encoder(model)
-    if encoder.isolates and leaks(encoder):
+    if encoder.isolates and (leaks(encoder) or differs(encoder)):
         model.set_attn_implementation("eager")
         encoder.isolates = False
+    if not encoder.isolates and differs(encoder):
+        raise ClozeError(
+            f"{type(model).__name__}: its logits are no linear layer of its head; cloze cannot pretrain it"
+        )
     return encoder
 
 
@@ -121,6 +133,32 @@ def position_offset(model: PreTrainedModel) -> int:
     if model.config.model_type not in _OFFSET_FAMILIES:
         return 0
     return int(model.config.pad_token_id) + 1
+
+
+@torch.no_grad()
+def differs(encoder: Encoder, length: int = 16) -> bool:
+    """Probe whether logits of one sample differ from the stock model's: other positions, or another head."""
+    training = encoder.training
+    encoder.eval()
+    model, layer = encoder.model, encoder.vocabulary
+    device, size = layer.weight.device, layer.weight.shape[0]
+    place = torch.arange(min(length, encoder.longest()), device=device)
+    ids = (place * 7919 + 13) % size
+    pad = getattr(model.config, "pad_token_id", None)
+    ids = torch.where(ids == (-1 if pad is None else pad), (ids + 1) % size, ids)[None]
+    try:
+        if encoder.isolates:
+            model.set_attn_implementation("eager")
+        stock = model(input_ids=ids, return_dict=True).logits[0]
+        if encoder.isolates:
+            model.set_attn_implementation(NAME)
+        view = View(ids, torch.zeros_like(ids), place[None], place[None])
+        ours = nn.functional.linear(encoder(view, place).features, layer.weight, getattr(layer, "bias", None))
+    except RuntimeError:  # shapes that do not fit
+        return True
+    finally:
+        encoder.train(training)
+    return not torch.allclose(ours, stock, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
@@ -137,6 +175,7 @@ def leaks(encoder: Encoder, length: int = 48) -> list[str]:
     encoder.eval()
     device = encoder.vocabulary.weight.device
     size = encoder.vocabulary.weight.shape[0]
+    length = min(length, encoder.longest())
     half = length // 2
     base = (torch.arange(length, device=device) * 7919 + 13) % size
     segments = torch.arange(length, device=device) // half
@@ -159,7 +198,7 @@ def leaks(encoder: Encoder, length: int = 48) -> list[str]:
         a, b = (hidden(x, one, place, True)[:half] for x in (base, later))
         if not torch.equal(a, b):
             found.append("causal")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ClozeError(f"this model cannot be run by cloze ({type(error).__name__}: {error})") from error
     finally:
         encoder.train(training)

@@ -23,7 +23,7 @@ class TokenLosses:
 
     Attributes:
         total: scalar, Σ weight · loss; the only differentiable one.
-        loss: [N] float32, negative log-likelihood in nats.
+        loss: [N] float32 (float64 if the hidden states are), negative log-likelihood in nats.
         log_sum_exp: [N] float32, log of the softmax's denominator.
         guess: [N] int64, the most probable token.
         residual: [N] float32, ‖softmax − one-hot‖₂ (unweighted); empty when no gradient is wanted.
@@ -52,7 +52,7 @@ class _VocabularyLoss(torch.autograd.Function):
         for start in range(0, count, rows):
             part = slice(start, min(start + rows, count))
             h, y, w = hidden[part], labels[part, None], weights[part, None]
-            logits = torch.nn.functional.linear(h, weight, bias).float()
+            logits = torch.nn.functional.linear(h, weight, bias).to(weights.dtype)
             guess = logits.argmax(dim=1)
             top = logits.gather(1, guess[:, None])
             target = logits.gather(1, y)
@@ -69,7 +69,7 @@ class _VocabularyLoss(torch.autograd.Function):
             outputs[3].append(torch.linalg.vector_norm(p, dim=1))
             g = p.to(h.dtype)
             at_hidden = g @ weight
-            outputs[4].append(torch.linalg.vector_norm(at_hidden, dim=1, dtype=torch.float32))
+            outputs[4].append(torch.linalg.vector_norm(at_hidden, dim=1, dtype=weights.dtype))
             assert grad_hidden is not None
             grad_hidden[part] = at_hidden * w.to(h.dtype)
             if grad_weight is not None or grad_bias is not None:
@@ -78,7 +78,7 @@ class _VocabularyLoss(torch.autograd.Function):
                 grad_weight.addmm_(g.T, h)
             if grad_bias is not None:
                 grad_bias += g.sum(dim=0)
-        empty = hidden.new_zeros(0, dtype=torch.float32)
+        empty = weights.new_zeros(0)
         joined = [torch.cat(o) if o else empty for o in outputs]
         if not outputs[2]:
             joined[2] = labels.new_zeros(0)
@@ -121,7 +121,10 @@ def vocabulary_loss(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+    if not torch.is_grad_enabled():  # or the function would make gradients that nobody asks for
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    weights = weights.to(torch.promote_types(hidden.dtype, torch.float32))
+    rows = max(1, chunk_bytes // (weights.element_size() * weight.shape[0]))
     with torch.autocast(hidden.device.type, enabled=False):
-        outputs = _VocabularyLoss.apply(hidden, weight, bias, labels, weights.float(), rows)
+        outputs = _VocabularyLoss.apply(hidden, weight, bias, labels, weights, rows)
     return TokenLosses(*outputs)

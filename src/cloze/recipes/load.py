@@ -76,6 +76,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def override(tree: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """The tree with each `some.field=value` laid over it; another kind first, for it replaces its fields."""
+    for text in sorted(texts, key=lambda t: not t.partition("=")[0].strip().endswith("kind")):
+        tree = _override(tree, text)
+    return tree
+
+
 def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
     path, sign, value = text.partition("=")
     keys = path.strip().split(".")
@@ -111,10 +118,7 @@ def load_recipe(
 
     Errors: one line that names the field, what is wrong and what is allowed.
     """
-    tree = _tree(name)
-    for text in overrides:
-        tree = _override(tree, text)
-    tree = merge(tree, values or {})
+    tree = merge(override(_tree(name), overrides), values or {})
     tree.setdefault("name", Path(name).stem)
     return validate(tree, name)
 

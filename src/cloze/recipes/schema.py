@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import Field
 
 from cloze.config import Config
 from cloze.corruption.replace import Replace
 from cloze.data.corpus import Data, TokenizerChoice, TrainTokenizer
-from cloze.masking import POLICIES
+from cloze.masking import POLICIES, Masking
 from cloze.methods.mlm import MlmObjective
 from cloze.models.build import ModelChoice, NewModel
 from cloze.training.settings import Evaluation, Training
 
-MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
+if TYPE_CHECKING:
+    MaskingChoice = Masking
+else:
+    MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
 class AllVisible(Config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -33,13 +34,17 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """From `30m`, `2h`, `10Mtok`, `5000steps`."""
-        match = re.fullmatch(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?)\s*([a-zA-Z]+)\s*", str(text))
-        known = _UNITS.get(match[2].lower()) if match else None
+        number = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][0-9]+)?"  # not 1,5h, which is no 15h
+        match = re.fullmatch(rf"\s*({number})\s*([a-zA-Z]+)\s*", str(text))
+        unit = match[2] if match else ""
+        known = None if unit == "M" else _UNITS.get(unit.lower())  # 10M: minutes, or millions of tokens?
         if match is None or known is None:
             raise ClozeError(f"budget {text!r} is not understood: use such as 30m, 2h, 10Mtok or 5000steps")
         amount = float(match[1].replace("_", "").replace(",", "")) * known[1]
         if amount <= 0:
             raise ClozeError(f"budget {text!r} is nothing: give a positive amount")
+        if not math.isfinite(amount):
+            raise ClozeError(f"budget {text!r} is endless: give a smaller amount")
         return cls(amount, known[0])  # type: ignore[arg-type]
 
     def steps(self, tokens_per_step: float, seconds_per_step: float | None, overhead: float = 0.0) -> int:

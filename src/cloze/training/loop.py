@@ -8,6 +8,7 @@ So accumulation and data parallelism change nothing but rounding.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -79,8 +80,9 @@ class Trainer:
                 raise ClozeError(
                     f"training.phases: {phase.rows} rows cannot be split over {accelerator.num_processes} processes"
                 )
-        if not state.cursors:
-            state.cursors = [0] * len(settings.phases)
+        lengths = [phase.length for phase in settings.phases]
+        self.streams = [lengths.index(length) for length in lengths]  # phases of one length share their rows
+        state.cursors += [0] * (len(settings.phases) - len(state.cursors))
         self.optimizers = build_optimizers(method, settings.optimizer)
         self.wrapped: nn.Module = accelerator.prepare(method) if accelerator.num_processes > 1 else method
         if settings.compile:
@@ -105,12 +107,13 @@ class Trainer:
             last = state.step
             while last < until and self.phase_at(last) == index:
                 last += 1
-            places = self._places(phase, state.cursors[index], last - state.step)
+            stream_ = self.streams[index]
+            places = self._places(phase, state.cursors[stream_], last - state.step)
             micro = len(places) // (last - state.step)
             batches = stream(self.loaders[index], places, self.settings.workers)
             for _ in range(last - state.step):
                 result = self.step([next(batches) for _ in range(micro)])
-                state.cursors[index] += phase.rows
+                state.cursors[stream_] += phase.rows
                 yield result
 
     def _places(self, phase: Phase, cursor: int, steps: int) -> list[tuple[int, int]]:
@@ -201,7 +204,7 @@ class Trainer:
 
     def _where(self, loss: float, norm: float, works: list[Work]) -> str:
         step, index = self.state.step, self.phase_at(self.state.step)
-        rows = self.loaders[index].describe(self.state.cursors[index], self.settings.phases[index].rows)
+        rows = self.loaders[index].describe(self.state.cursors[self.streams[index]], self.settings.phases[index].rows)
         keys = [str(k) for w in works for k in w.batch.keys.tolist()]
         return (
             f"the loss is {loss} and the gradient's norm {norm} at step {step}; nothing was updated. Rows "
@@ -209,10 +212,10 @@ class Trainer:
             "training.optimizer.learning_rate, or look at those texts"
         )
 
-    def calibrate(self, steps: int = 5, warm: int = 2) -> list[float]:
-        """Seconds per step of each phase (median), measured on real batches with a learning rate of 0.
+    def calibrate(self, steps: int = 6, warm: int = 2) -> list[float]:
+        """Seconds per step of each phase, measured on real batches with a learning rate of 0.
 
-        Parameters and state are as before; optimisers start anew.
+        The mean of the faster half: a machine that is busy for a moment must not shorten a whole run. Parameters and state are as before; optimisers start anew.
         """
         found = []
         state, settings = self.state, self.settings
@@ -230,7 +233,7 @@ class Trainer:
                 self.step([next(batches) for _ in range(len(places) // (steps + warm))], observe=False)
                 times.append(time.perf_counter() - start)
                 kept.step = 0
-            found.append(sorted(times[warm:])[steps // 2])
+            found.append(statistics.mean(sorted(times[warm:])[: steps // 2]))
         self.state, self.settings = state, settings
         self.optimizers = build_optimizers(self.method, settings.optimizer)
         return found

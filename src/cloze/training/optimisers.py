@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
+from transformers import PreTrainedModel
 
 from cloze.config import Config
 
@@ -36,7 +37,7 @@ def groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     heads = {
         id(layer.weight)
         for module in model.modules()
-        if hasattr(module, "get_output_embeddings") and (layer := module.get_output_embeddings()) is not None
+        if isinstance(module, PreTrainedModel) and (layer := module.get_output_embeddings()) is not None
     }
     found: dict[str, list[tuple[str, nn.Parameter]]] = {"matrices": [], "decayed": [], "plain": []}
     for name, parameter in model.named_parameters():

@@ -32,11 +32,13 @@ class State:
     Attributes:
         step: steps done. steps: steps that the budget bought.
         tokens: tokens seen, padding not counted. seconds: time spent in steps and evaluations.
-        cursors: rows consumed in each phase.
+        cursors: rows consumed by each phase; phases of one length go on with the first one's.
         metrics_bytes: length of metrics.jsonl when this was saved.
         recipe: the resolved recipe.
         learned: state of learned policies and corruptions.
         heldout: the last held-out loss and accuracy, and the first.
+        window: sums since the last line of metrics.jsonl, so that a resumed run writes the same next line.
+        data: digests of the text and of the tokenizer's vocabulary.
         threads: torch threads; another number gives other bits.
         seconds_per_step: measured by the calibration, where there was one.
     """
@@ -50,6 +52,8 @@ class State:
     recipe: dict[str, Any] = field(default_factory=dict)
     learned: dict[str, Any] = field(default_factory=dict)
     heldout: dict[str, float] = field(default_factory=dict)
+    window: dict[str, float] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
     threads: int = 0
     seconds_per_step: float | None = None
 
@@ -82,7 +86,10 @@ def restore_tensors(
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 start, end = f"optimizer{i}.", f".{name}"
                 keys = [k for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer") if start + k + end in saved]
-                optimizer.state[parameter] = {k: saved[start + k + end].clone() for k in keys}
+                # Copies, and on the parameter's device: fused optimisers keep even their step there.
+                optimizer.state[parameter] = {
+                    k: saved[start + k + end].to(parameter.device, copy=True) for k in keys
+                }
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -101,7 +108,11 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     temporary, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    fill(temporary)
+    try:
+        fill(temporary)
+    except BaseException:  # a full disk wants its space back
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
@@ -139,15 +150,20 @@ class Checkpoints:
             contiguous = {k: v.contiguous().cpu() for k, v in tensors.items()}
             save_file(contiguous, folder / "training.safetensors")
             files = sorted(p for p in folder.iterdir() if p.is_file())
-            write_json(folder / "state.json", asdict(state) | {"files": {p.name: _digest(p) for p in files}})
+            content = asdict(state) | {"files": {p.name: _digest(p) for p in files}}
+            write_json(folder / "state.json", content | {"digest": _digest_of(content)})
             for path in [*files, folder]:
                 _sync(path)
 
         replace_folder(target, fill)
         _sync(self.folder)
-        for step in self.steps()[: -self.keep]:
-            if step != state.step:
-                shutil.rmtree(self.path(step))
+        # Later ones were damaged when this run went back behind them.
+        later = [step for step in self.steps() if step > state.step]
+        earlier = [step for step in self.steps() if step < state.step]
+        for step in later + earlier[: len(earlier) + 1 - self.keep]:
+            shutil.rmtree(self.path(step))
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover)
         return target
 
     def load(self, note: Callable[[str], None]) -> tuple[State, dict[str, Tensor]] | None:
@@ -161,7 +177,7 @@ class Checkpoints:
             if problem is None:
                 folder = self.path(step)
                 content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                del content["files"]
+                del content["files"], content["digest"]
                 return State(**content), load_file(folder / "training.safetensors")
             note(f"checkpoint {self.path(step).name} is damaged ({problem}): going back to the one before")
         if steps:
@@ -172,13 +188,15 @@ class Checkpoints:
         """What is wrong with a checkpoint; None: nothing."""
         folder = self.path(step)
         try:
-            files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["files"]
-            for name, digest in files.items():
+            content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            if content.pop("digest") != _digest_of(content):
+                return "state.json is not what was written"
+            for name, digest in content["files"].items():
                 if _digest(folder / name) != digest:
                     return f"{name} is not what was written"
         except FileNotFoundError as error:
             return f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return "state.json cannot be read"
         return None
 
@@ -186,6 +204,10 @@ class Checkpoints:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _sync(path: Path) -> None:

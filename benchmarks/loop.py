@@ -1,0 +1,112 @@
+"""How much the whole training loop costs beside a bare forward-backward-step of the same model and shapes.
+
+    python benchmarks/loop.py --data CORPUS --json benchmarks/results/loop.json
+
+Runs `cloze pretrain` (own process, logging and all) and a bare loop over one fixed batch in turn, A B A B, and
+prints the median ratio of their tokens per second, and the peak memory of the whole process. Evaluations and
+checkpoints are not part of either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def cloze_run(recipe: str, data: str, steps: int, store: str) -> tuple[float, float]:
+    """Tokens per second of the loop (median over its log lines), and peak RSS in GiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "cloze", "pretrain", recipe, "--data", data, "--out", str(out)]
+        command += ["--budget", f"{steps}steps", "--set", "evaluation.times=1", "--set", f"data.store={store}"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{' '.join(command)} failed")
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        speeds = [line["tokens_per_second"] for line in lines if line["kind"] == "step"]
+        return statistics.median(speeds[1:] or speeds), usage.ru_maxrss / 2**20
+
+
+def bare_loop(recipe: str, data: str, steps: int, store: str) -> float:
+    """Tokens per second of forward, backward and optimiser step on one batch (median step)."""
+    code = f"""
+import json, time, statistics
+from cloze.run import resolve
+from cloze.data.corpus import open_corpus
+from cloze.methods.build import build_method, vocabulary_of
+from cloze.models.build import build_model
+from cloze.models.encoder import Encoder
+from cloze.training.optimisers import build_optimizers
+recipe, _ = resolve({recipe!r}, {data!r}, overrides=["data.store={store}"])
+corpus = open_corpus(recipe.data, recipe.tokenizer)
+encoder = Encoder(build_model(recipe.model, corpus.tokenizer, 0))
+method = build_method(recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary_of(corpus.tokenizer), 0)
+phase = recipe.training.phases[0]
+loader = corpus.loader(corpus.layout(phase.length, encoder.longest(), False), 0)
+work = method.prepare(loader.batch(0, phase.rows), 0.0)
+mass = method.weights(work)["mlm"]
+optimizers = build_optimizers(method, recipe.training.optimizer)
+times = []
+for _ in range({steps}):
+    start = time.perf_counter()
+    (method(work).sums["mlm"] / mass).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    times.append(time.perf_counter() - start)
+print(int((work.batch.segments >= 0).sum()) / statistics.median(times[5:]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(result.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="text, as for cloze pretrain --data")
+    parser.add_argument("--recipe", default="mlm")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--store", default="", help="folder for the tokenised text; default: cloze's cache")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    from cloze.data.corpus import cache_folder
+
+    store = arguments.store or str(cache_folder())
+    pairs, memory = [], []
+    for repeat in range(arguments.repeats):
+        ours, peak = cloze_run(arguments.recipe, arguments.data, arguments.steps, store)
+        bare = bare_loop(arguments.recipe, arguments.data, arguments.steps, store)
+        pairs.append((ours, bare))
+        memory.append(peak)
+        print(f"{repeat + 1}: loop {ours:,.0f} tokens/s, bare {bare:,.0f}, ratio {ours / bare:.3f}, {peak:.2f} GiB")
+    ratios = sorted(a / b for a, b in pairs)
+    result = {
+        "ratio": statistics.median(ratios),
+        "ratio_low": ratios[0],
+        "ratio_high": ratios[-1],
+        "loop_tokens_per_second": statistics.median(a for a, _ in pairs),
+        "bare_tokens_per_second": statistics.median(b for _, b in pairs),
+        "peak_rss_gib": max(memory),
+        "recipe": arguments.recipe,
+        "repeats": arguments.repeats,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    print(json.dumps(result, indent=1))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -140,7 +140,7 @@ def pretrain(
                 progress=terminal.reading,
             )
         except Interrupted as stopped:
-            terminal.say(f"stopped at step {stopped.step:,}; go on with: {_again()}")
+            terminal.say(f"stopped at step {stopped.step:,}")
             raise typer.Exit(128 + stopped.signal) from None
     _print_summary(run.folder, run.summary)
 
@@ -248,7 +248,7 @@ def main() -> None:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        code = app(arguments or ["--help"], standalone_mode=False)
+        code = app(arguments or ["--help"], prog_name="cloze", standalone_mode=False)
     except ClozeError as error:
         code = _fail(str(error), debug)
     except _UsageError as error:
@@ -257,11 +257,12 @@ def main() -> None:
     except typer.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        err_console.print(f"stopped; go on with: {_again()}", soft_wrap=True)
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # an interrupt that typer has caught comes as a code
+        err_console.print(f"go on with: {_again()}", soft_wrap=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

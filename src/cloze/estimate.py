@@ -73,7 +73,7 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     corpus = [source_tokens(recipe.data, s) for s in recipe.data.sources]
     lines = {
         "model": f"{type(model).__name__}, {amount(size)} parameters",
-        "memory": f"{amount(16 * size)}B of weights, gradients and optimiser; peak {amount(peak)}B with a step",
+        "memory": f"{amount(16 * size)}B of weights, gradients, optimiser; peak {amount(peak)}B",
         "masking": f"{recipe.choices()['masking']}: about {amount(mean_rate(recipe.masking.rate) * per_step)} "
         "predicted tokens a step",
         "steps": f"{steps:,} of {amount(per_step)} tokens ({recipe.training.budget})",
@@ -85,7 +85,8 @@ def estimate(recipe: Recipe) -> dict[str, str]:
         lines["text"] = " + ".join(corpus_line for corpus_line, _ in corpus)
         known = sum(n for _, n in corpus)
         if known:
-            lines["passes"] = f"{tokens / known:.2g} over the text"
+            passes = tokens / known
+            lines["passes"] = f"{passes:.2g} over the text" if passes < 10 else f"{passes:,.0f} over the text"
     return lines
 
 

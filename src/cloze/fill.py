@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
 def _guess(tokenizer: Any, ids: list[int], blank: int, token: int, probability: float) -> Guess:
     filled = [*ids[:blank], token, *ids[blank + 1 :]]
     keep = [i for i in filled if i == tokenizer.mask_token_id or i not in tokenizer.all_special_ids]
-    return Guess(probability, tokenizer.decode([token]).strip(), tokenizer.decode(keep).strip())
+    # A mask token may take the space before it along.
+    whole = re.sub(rf"(?<=\S){re.escape(tokenizer.mask_token)}", f" {tokenizer.mask_token}", tokenizer.decode(keep))
+    return Guess(probability, tokenizer.decode([token]).strip(), whole.strip())
 
 
 def _copy(source: Path, to: Path) -> None:
@@ -91,4 +94,5 @@ def export_model(run: Path, to: Path) -> None:
     try:
         replace_folder(to, lambda folder: _copy(source, folder))
     except OSError as error:
-        raise ClozeError(f"{to}: cannot be written ({error.strerror or error})") from error
+        first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
+        raise ClozeError(f"{to}: cannot be written ({first})") from error

@@ -95,6 +95,7 @@ def resolve(
         over["training"] = {"budget": str(budget)}
     if model is not None:
         over["model"] = {"kind": "pretrained", "path": str(model)}
+        over["tokenizer"] = {"kind": "load"}
     if isinstance(recipe, Recipe):
         chosen = validate(merge(override(recipe.model_dump(), overrides), over), recipe.name)
     else:

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,8 @@ class Session:
             return self._finish()
         except (OSError, SafetensorError) as error:  # such as a full disk
             where = getattr(error, "filename", None) or self.folder
-            raise ClozeError(
-                f"{where}: {getattr(error, 'strerror', None) or error}; the checkpoints of {self.folder} are "
-                "whole, go on with --resume"
-            ) from error
+            begun = "; what was saved is whole, go on with --resume" if self.checkpoints.steps() else ""
+            raise ClozeError(f"{where}: {getattr(error, 'strerror', None) or error}{begun}") from error
 
     # -- before the first step ------------------------------------------------------------------------
 
@@ -125,7 +124,9 @@ class Session:
             saved = self.checkpoints.load(log.warning)
             if saved is not None:
                 self._compare(saved[0], force)
-            (folder / "recipe.yaml").write_text(dump(self.recipe), encoding="utf-8")
+            temporary = folder / ".recipe.yaml.tmp"
+            temporary.write_text(dump(self.recipe), encoding="utf-8")
+            temporary.replace(folder / "recipe.yaml")
         except OSError as error:
             raise ClozeError(f"{folder}: cannot be written ({error.strerror or error})") from error
         return saved
@@ -159,6 +160,9 @@ class Session:
     def _build(self, state: State, tensors: dict[str, Tensor], force: bool) -> None:
         recipe, settings = self.recipe, self.recipe.training
         self.state = state
+        for tracker in settings.trackers:
+            if find_spec(tracker) is None:
+                raise ClozeError(f"training.trackers: {tracker} is not installed: pip install {tracker}")
         accelerator = self.accelerator = Accelerator(
             log_with=list(settings.trackers) or None, project_dir=str(self.folder)
         )
@@ -218,7 +222,7 @@ class Session:
         path = model.path if isinstance(model, PretrainedModelChoice) else None
         corpus = open_corpus(self.recipe.data, self.recipe.tokenizer, path, self.objects, self.progress)
         for line in corpus.report.lines():
-            log.info("tokenizer: %s", line)
+            log.info("%s", line)
         return corpus
 
     def _encoder(self) -> Encoder:
@@ -242,8 +246,8 @@ class Session:
 
     def _held_out(self) -> HeldOutSet:
         settings = self.recipe.evaluation
-        length = settings.length or self.recipe.training.phases[-1].length
-        return HeldOutSet(self._loader(length, held_out=True), self.vocabulary, settings.rate, settings.tokens)
+        loader = self._loader(settings.length, held_out=True)
+        return HeldOutSet(loader, self.vocabulary, settings.rate, settings.tokens)
 
     def _spend_budget(self, state: State) -> None:
         """Turn the budget into a number of steps, once; it is kept in the state."""
@@ -296,7 +300,8 @@ class Session:
                 if asked or state.step % settings.checkpoint_every == 0 or state.step == state.steps:
                     self._save()
                     mark = time.perf_counter()
-                if asked:
+                if asked and state.step < state.steps:
+                    self._finish()
                     raise Interrupted(state.step, asked[0])
         except Diverged as error:
             self.metrics.record("note", state.step, message=str(error))
@@ -325,7 +330,7 @@ class Session:
             loss=window["loss"] / max(1.0, window["predicted"]),
             learning_rate=last.learning_rate,
             gradient_norm=last.gradient_norm,
-            rate=rate_at(self.recipe.masking.rate, state.step / state.steps),
+            rate=rate_at(self.recipe.masking.rate, (state.step - 1) / state.steps),
             predicted=last.predicted,
             tokens_per_second=window["tokens"] / max(window["seconds"], 1e-9),
         )
@@ -367,7 +372,7 @@ class Session:
             except (OSError, SafetensorError) as error:
                 raise ClozeError(
                     f"{self.folder}: the state of step {state.step} could not be saved "
-                    f"({getattr(error, 'strerror', None) or error}); the checkpoint before it is whole"
+                    f"({getattr(error, 'strerror', None) or error}); those before it are whole"
                 ) from error
         self.accelerator.wait_for_everyone()
         return path
@@ -390,7 +395,8 @@ class Session:
             found = samples(self.held_out, self.encoder, tokenizer, self.counts, self.initial, result)
             (self.folder / "report.html").unlink(missing_ok=True)  # of a smaller budget
             write_json(self.folder / "samples.json", found)
-            write_json(self.folder / "summary.json", self._summary("finished"))
+            whole = self.state.step >= self.state.steps
+            write_json(self.folder / "summary.json", self._summary("finished" if whole else "stopped"))
             write_report(self.folder)
         self.accelerator.end_training()
         return self._summary_on_disk()
@@ -416,6 +422,7 @@ class Session:
             "heldout_loss_initial": state.heldout.get("loss_initial"),
             "heldout_loss": state.heldout.get("loss"),
             "heldout_accuracy": state.heldout.get("accuracy"),
+            "heldout_rate": recipe.evaluation.rate,
             "unigram_loss": unigram_losses(labels, self.counts).double().mean().item(),
             "seed": recipe.seed,
             "model": {
@@ -433,7 +440,7 @@ class Session:
                 "heldout_tokens_predicted": labels.numel(),
                 "vocabulary": len(corpus.tokenizer),
                 "fill": round(_fill(self.loaders[-1]), 4),
-                "passes": round(state.tokens / max(1, sum(r.tokens for r in self.loaders[-1].sources)), 3),
+                "passes": round(state.tokens / max(1, sum(r.used for r in self.loaders[-1].sources)), 3),
             },
             "environment": environment(self.accelerator.device, recipe.training.precision),
         }

@@ -39,7 +39,7 @@ class Terminal:
 
     def __init__(self, console: Console, every: float = 10.0):
         self.console, self.every = console, every
-        self.plain = not console.is_terminal
+        self.plain = not console.is_terminal or console.is_dumb_terminal
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._held = ""

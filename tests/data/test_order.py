@@ -33,7 +33,8 @@ SIZES = [
     4096,
     4097,
 ]
-GOLDEN = [8, 0, 3, 9, 2, 4, 7, 6, 1, 5]
+GOLDEN = [0, 3, 1, 5, 2, 8, 9, 4, 6, 7]
+GOLDEN_LARGE = [129497, 165240, 596953, 525409, 577386]
 
 
 def order(size: int, seed: int = 0, epoch: int = 0) -> Tensor:
@@ -59,6 +60,7 @@ def test_permute_large_indices_without_an_array_of_that_size() -> None:
 def test_golden_order() -> None:
     """Whoever changes this changes the order of the rows in every recorded run."""
     assert order(10, seed=1, epoch=2).tolist() == GOLDEN
+    assert permute(torch.arange(5), 10**6, 1, torch.full((5,), 2)).tolist() == GOLDEN_LARGE
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -76,23 +78,27 @@ def test_one_call_may_mix_epochs() -> None:
     assert permute(index[:0], 91, 7, epoch[:0]).shape == (0,)
 
 
-def _pairs(places: Tensor) -> float:
-    """How often the first of two rows comes before the second, in standard deviations from one half."""
-    first = (places[:, 0] < places[:, 1]).double()
-    return float((first.mean() - 0.5) / 0.5 * len(first) ** 0.5)
+def _orders(places: Tensor) -> float:
+    """Whether the places of the first two rows, [epochs, rows], are all as likely: see `chi_square`."""
+    size = places.shape[1]
+    counts = torch.bincount(places[:, 0] * size + places[:, 1], minlength=size * size)
+    return chi_square(counts[~torch.eye(size, dtype=torch.bool).flatten()])
 
 
-def test_every_place_and_every_order_of_two_rows_is_as_likely() -> None:
-    size, epochs = 11, 8000
-    epoch = torch.arange(epochs)[:, None].expand(epochs, size)
-    places = permute(torch.arange(size).repeat(epochs), size, 0, epoch.flatten()).view(epochs, size)
-    for row in range(size):
-        assert abs(chi_square(torch.bincount(places[:, row], minlength=size))) < 6
-    assert abs(_pairs(places)) < 5
+@pytest.mark.parametrize("size", [3, 5, 8, 11, 16, 17, 64, 65, 100])
+def test_every_place_and_every_order_of_two_rows_is_as_likely(size: int) -> None:
+    epochs = 30_000
+    epoch = torch.arange(epochs)[:, None].expand(epochs, 2)
+    rows = torch.arange(2).expand(epochs, 2)
+    places = permute(rows.flatten(), size, 0, epoch.flatten()).view(epochs, 2)
+    assert abs(chi_square(torch.bincount(places[:, 0], minlength=size))) < 6
+    full = torch.zeros(epochs, size, dtype=torch.long)
+    full[:, :2] = places
+    assert abs(_orders(full)) < 6
     # The control, a rotation, puts every row everywhere as often, but keeps neighbours together.
-    rotated = (torch.arange(size) + epoch) % size
-    assert abs(chi_square(torch.bincount(rotated[:, 0], minlength=size))) < 6
-    assert abs(_pairs(rotated)) > 5
+    full[:, :2] = (rows + epoch) % size
+    assert chi_square(torch.bincount(full[:, 0], minlength=size)) < 6
+    assert _orders(full) > 6
 
 
 @pytest.mark.parametrize(

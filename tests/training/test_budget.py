@@ -30,11 +30,13 @@ def test_understood(text: str, amount: float, unit: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "30", "m", "-5m", "0m", "0.0steps", "ten minutes", "5 parsecs", "1.2.3h", "nan h", "inf h", "1e999steps"]
-    + ["10M", "1,5h", "1,50,000steps", "5m 30s", "."],
+    [
+        *("", "30", "m", ".", "-5m", "0m", "0.0steps", "ten minutes", "5 parsecs", "5m 30s"),
+        *("1.2.3h", "nan h", "inf h", "1e999steps", "10M", "1,5h", "1,50,000steps"),
+    ],
 )
 def test_refused_in_a_line_that_says_how(text: str) -> None:
-    with pytest.raises(ClozeError, match=r"^budget '.*(use such as 30m, 2h, 10Mtok|positive amount|smaller amount)"):
+    with pytest.raises(ClozeError, match=r"^budget '.*(use such as 30m, 2h|positive amount|smaller amount)"):
         Budget.parse(text)
 
 

@@ -76,7 +76,8 @@ def test_training_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     optimizers = build_optimizers(net, choice)
     steps(net, optimizers, 0, 3)
     state = State(
-        step=3, steps=9, tokens=5, seconds=0.1 + 0.2, cursors=[7, 8], metrics_bytes=9, recipe={"a": [1, None]},
+        step=3, steps=9, tokens=5, seconds=0.1 + 0.2, cursors=[7, 8], metrics_bytes=9,
+        recipe={"a": [1, None]},
         learned={"b": 1e-9}, heldout={"loss": 1 / 3}, window={"loss": 2 / 3}, data={"text": "é"}, threads=1,
         seconds_per_step=1e-3,
     )  # fmt: skip
@@ -181,7 +182,9 @@ def test_keep_counts_the_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_after_a_fall_back_the_good_ones_are_kept_and_the_damaged_ones_go(saved: Checkpoints, keep: int) -> None:
+def test_after_a_fall_back_the_good_ones_are_kept_and_the_damaged_ones_go(
+    saved: Checkpoints, keep: int
+) -> None:
     saved.keep = keep
     for step in (20, 30):
         damage(saved.path(step) / "training.safetensors", "truncated")
@@ -236,3 +239,8 @@ def test_write_json_replaces_whole(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(path, {"bad": object()})
     assert json.loads(path.read_text("utf-8")) == {"é": [1, 2.5, None]}
+
+
+def test_a_kill_between_two_renames_loses_nothing(saved: Checkpoints) -> None:
+    saved.path(30).rename(saved.folder / ".step-00000030.old")
+    assert step_of(saved) == (30, [])

@@ -38,7 +38,9 @@ def membership(optimizers: list[torch.optim.Optimizer]) -> dict[str, tuple[str, 
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("model", [bert(), bert(tied=False), modernbert()], ids=["bert", "untied", "modernbert"])
+@pytest.mark.parametrize(
+    "model", [bert(), bert(tied=False), modernbert()], ids=["bert", "untied", "modernbert"]
+)
 def test_every_parameter_is_updated_once_and_each_tensor_once(kind: str, model: PreTrainedModel) -> None:
     optimizers = build_optimizers(model, OptimizerChoice.model_validate({"kind": kind}))
     tensors = [p for o in optimizers for g in o.param_groups for p in g["params"]]
@@ -83,7 +85,9 @@ def test_frozen_parameters_are_left_out_and_a_model_without_matrices_needs_no_mu
     model.bert.embeddings.requires_grad_(False)
     found = membership(build_optimizers(model, OptimizerChoice(kind="muon")))
     assert not [name for name in found if "embeddings" in name]
-    assert [type(o).__name__ for o in build_optimizers(nn.LayerNorm(4), OptimizerChoice(kind="muon"))] == ["AdamW"]
+    assert [type(o).__name__ for o in build_optimizers(nn.LayerNorm(4), OptimizerChoice(kind="muon"))] == [
+        "AdamW"
+    ]
 
 
 def test_settings_arrive() -> None:

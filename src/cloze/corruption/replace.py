@@ -51,8 +51,9 @@ class Vocabulary:
 
 def replace(batch: Batch, plan: MaskPlan, config: Replace, vocabulary: Vocabulary, seed: int) -> View:
     """The batch with its hidden tokens replaced, each by its own counter-based draw."""
-    sample = batch.segments.clamp(min=0)
-    name = (batch.keys[sample], batch.visits[sample], batch.index)
+    # Padding (-1) reads the 0 that is put behind the last sample.
+    key, visit = (torch.nn.functional.pad(x, (0, 1))[batch.segments] for x in (batch.keys, batch.visits))
+    name = (key, visit, batch.index)
     action = uniform(seed, Stream.ACTION, *name)
     ordinary = vocabulary.ordinary.to(batch.ids.device)
     drawn = (uniform(seed, Stream.TOKEN, *name) * ordinary.numel()).to(torch.int64)

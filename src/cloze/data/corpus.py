@@ -21,7 +21,7 @@ from cloze.data.heldout import HeldOut
 from cloze.data.loader import Loader, special_tokens
 from cloze.data.prepare import prepare
 from cloze.data.rows import Layout, Rows, build_rows, count_tokens, held_out_threshold
-from cloze.data.sections import section_hash
+from cloze.data.sections import section_hash, split_sections
 from cloze.data.sources import Source, fingerprint, read
 from cloze.data.store import INDEX, Store
 from cloze.data.tokenizer_training import train_tokenizer
@@ -198,14 +198,12 @@ def _tokenizer(
 
 
 def _training_text(data: Data, sources: Sequence[Any], characters: int) -> Iterator[str]:
-    """Text for the tokenizer: the same number of characters of each source, without most of what is held out."""
+    """Text for the tokenizer: as many characters of each source, without the sections that the share holds out."""
     limit = int(data.heldout.share * 2**64) if not data.heldout.path else -1
     for source in sources:
         left = characters // len(sources)
         for document in read(source, data.split_text, data.text_field):
-            paragraphs = document.text.split("\n\n")
-            for at in range(0, len(paragraphs), 8):
-                text = "\n\n".join(paragraphs[at : at + 8])
+            for text in split_sections(document.text):
                 if section_hash(text) > limit:
                     yield text
                     left -= len(text)

@@ -16,8 +16,9 @@ class HeldOut(Config):
 
     Attributes:
         share: share of the sections (about 4,000 characters each) that is held out, by hash of their
-            text: adding text or another order changes nothing for the rest.
-        minimum: at least so many tokens, even if that is more than the share.
+            text: where the share decides, adding text or another order changes nothing for the rest.
+        minimum: at least so many tokens, even if that is more than the share; where it decides (below
+            minimum / share tokens), more text may move held-out sections to the training text.
         path: held-out text of its own (any `--data` value); then nothing of the training text is.
     """
 

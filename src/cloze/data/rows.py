@@ -62,10 +62,14 @@ class Rows:
         return self.pieces.rows.size - 1
 
     @property
+    def used(self) -> int:
+        """Slots that are not padding: text and special tokens."""
+        return self.tokens + self.pieces.record.size * self.layout.specials
+
+    @property
     def fill(self) -> float:
         """Share of the slots that is not padding."""
-        used = self.tokens + self.pieces.record.size * self.layout.specials
-        return used / max(1, len(self) * self.layout.length)
+        return self.used / max(1, len(self) * self.layout.length)
 
 
 def _sections(part: PartView) -> tuple[np.ndarray, np.ndarray]:

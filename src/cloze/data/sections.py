@@ -90,6 +90,17 @@ def section_starts(paragraphs: Sequence[str]) -> list[int]:
     return starts
 
 
+def split_sections(text: str) -> list[str]:
+    """The sections of a document, as the store keeps them."""
+    sections = []
+    for record in split_records(text):
+        paragraphs = split_paragraphs(record)
+        starts = section_starts(paragraphs)
+        for start, stop in zip(starts, [*starts[1:], len(paragraphs)], strict=True):
+            sections.append("".join(paragraphs[start:stop]))
+    return sections
+
+
 def section_hash(text: str) -> int:
     """64-bit BLAKE2b of a section's text without surrounding white space: its identity across stores."""
     digest = hashlib.blake2b(text.strip().encode("utf-8"), digest_size=8).digest()

@@ -31,8 +31,8 @@ class Work:
         batch: the clean rows; labels are read from it through each view's `origin`.
         plan: what is hidden and predicted.
         views: what the networks get, in the order the method uses them.
-        places: [N] int64, flat indices of the predicted tokens in the first view; spare slots of a
-            static capacity point at token 0.
+        places: [N] int64, flat indices of the predicted tokens in the first view; spare slots point at
+            token 0.
         labels: [N] int64.
         token_weights: [N] float32, p/π; 0 in spare slots.
     """
@@ -62,11 +62,13 @@ class Method(nn.Module):
     """Base of all methods. Subclasses own every network as a submodule.
 
     Class attributes:
+        bucket: the number of predicted slots is a multiple of it; above 1 for compiled code.
         coefficients: {term: factor in the total loss}.
         couples_samples: terms are not sums over samples (contrastive losses); the loop then refuses to
             accumulate and gathers across ranks.
     """
 
+    bucket: int = 1
     coefficients: ClassVar[dict[str, float]] = {}
     couples_samples: ClassVar[bool] = False
 
@@ -97,19 +99,17 @@ class Method(nn.Module):
         """Inverse of `learned_state`."""
 
 
-def select(plan: MaskPlan, batch: Batch, capacity: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def select(plan: MaskPlan, batch: Batch, bucket: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Places, labels and weights of the predicted tokens of a plan, [N] each.
 
-    With a static `capacity`, N is always that; spare slots point at token 0 with weight 0. Drawing more
-    than the capacity is an error here, at planning time, and never a silent drop.
+    N is rounded up to a multiple of `bucket`, so that compiled code sees few shapes and nothing is dropped;
+    spare slots point at token 0 with weight 0.
     """
     places = plan.predicted.flatten().nonzero().squeeze(1)
     count = places.numel()
     weights = plan.weights(places)
-    if capacity is not None:
-        if count > capacity:
-            raise ValueError(f"{count} tokens are predicted, more than the capacity of {capacity}")
-        spare = capacity - count
+    spare = -count % bucket
+    if spare:
         places = torch.cat([places, places.new_zeros(spare)])
         weights = torch.cat([weights, weights.new_zeros(spare)])
     labels = batch.ids.flatten().index_select(0, places)

@@ -45,7 +45,7 @@ class Mlm(Method):
     def prepare(self, batch: Batch, progress: float) -> Work:
         plan = self.masking.plan(batch, rate_at(self.masking.rate, progress), self.seed)
         view = replace(batch, plan, self.corruption, self.vocabulary, self.seed)
-        return Work(batch, plan, (view,), *select(plan, batch))
+        return Work(batch, plan, (view,), *select(plan, batch, self.bucket))
 
     def weights(self, work: Work) -> dict[str, Tensor]:
         return {"mlm": work.plan.mass()}

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from cloze.config import Config
+from cloze.data.hub import offline
 from cloze.errors import ClozeError
 
 Size = Literal["tiny", "mini", "small", "medium", "base"]
@@ -132,9 +133,10 @@ def load_masked_lm(path: str) -> PreTrainedModel:
     hf_logging.disable_progress_bar()
     try:
         source = str(folder) if folder.exists() else path
-        config = AutoConfig.from_pretrained(source)
+        local = folder.exists() or offline()  # the hub's client tries for a minute before it gives up
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
         model, report = AutoModelForMaskedLM.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+            source, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=local
         )
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

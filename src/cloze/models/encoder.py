@@ -48,6 +48,7 @@ class Encoder(nn.Module):
         super().__init__()
         register()
         self.model = model
+        self.training = model.training  # or the probes would switch dropout on
         if model.get_output_embeddings() is None:
             raise ClozeError(f"{type(model).__name__}: has no vocabulary layer; cloze cannot pretrain it")
         self.offset = position_offset(model)

@@ -172,6 +172,8 @@ def _explain(error: ValidationError) -> str:
             models = [m for a in annotations for m in _models(a)]
         elif part in kinds:
             models = [kinds[part]]
+        elif part in (classes := {m.__name__: m for m in models}):  # a branch of a union without kinds
+            models = [classes[str(part)]]
         elif isinstance(part, int):
             fields.append(str(part))
         elif first["type"] == "extra_forbidden":
@@ -190,6 +192,14 @@ def _explain(error: ValidationError) -> str:
         hint = f"did you mean {near[0]!r}? " if near else ""
         what = f"unknown kind {given!r}" if given is not None else "no kind is given"
         return f"{field}: {what}: {hint}allowed are {', '.join(allowed)}"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        kinds = {m.model_fields["kind"].default: m for m in models if "kind" in m.model_fields}
+        names = f"{field}.kind is one of" if len(kinds) > 1 else "its fields are"
+        allowed = sorted(kinds) if len(kinds) > 1 else sorted({name for m in models for name in m.model_fields})
+        return f"{field}: must be a mapping, not {first['input']!r}: {names} {', '.join(allowed)}"
+    if first["type"] == "tuple_type":
+        return f"{field}: must be a list, not {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(first["input"], dict | list | tuple) else f" (got {first['input']!r})"
+    said = isinstance(first["input"], dict | list | tuple) or repr(first["input"]) in message
+    got = "" if said else f" (got {first['input']!r})"
     return f"{field}: {message[0].lower() + message[1:]}{got}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cloze.config import Config
 from cloze.corruption.replace import Replace
 from cloze.data.corpus import Data, TokenizerChoice, TrainTokenizer
 from cloze.masking import POLICIES, Masking
 from cloze.methods.mlm import MlmObjective
-from cloze.models.build import ModelChoice, NewModel
+from cloze.models.build import ModelChoice, NewModel, PretrainedModelChoice
 from cloze.training.settings import Evaluation, Training
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ class Recipe(Config):
     objective: MlmObjective = MlmObjective()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _tokenizer_of_model(self) -> Recipe:
+        if isinstance(self.model, PretrainedModelChoice) and isinstance(self.tokenizer, TrainTokenizer):
+            raise ValueError("a pretrained model has its own tokenizer: set tokenizer.kind=load")
+        return self
 
     def choices(self) -> dict[str, str]:
         """The four choices, a few words each."""

@@ -41,6 +41,11 @@ def warnings(run: Run) -> str:
     return "".join(f'<p class="warning">{escape(line)}</p>' for line in lines)
 
 
+def heldout_rate(run: Run) -> str:
+    """The share of tokens that held-out masks hide."""
+    return f"{run.number('heldout_rate') or 0.15:.0%}"
+
+
 def tiles(run: Run) -> str:
     """The headline numbers: first what was learnt, then what it cost."""
     loss, unigram, accuracy = _quality(run)
@@ -51,7 +56,7 @@ def tiles(run: Run) -> str:
     if loss is not None:
         learnt.append(_tile("held-out loss", f"{loss:.2f}", "nats", _against_unigram(loss, unigram)))
     if accuracy is not None:
-        learnt.append(_tile("masked accuracy", percent(accuracy), "", "first guess right, uniform 15% masks"))
+        learnt.append(_tile("masked accuracy", percent(accuracy), "", f"first guess right, uniform {heldout_rate(run)} masks"))
     if loss is not None:
         learnt.append(_tile("perplexity", _exp(loss), "", "exp(loss), per hidden token"))
     if tokens is not None:
@@ -99,7 +104,7 @@ def interpretation(run: Run) -> str:
         )
     sentences += _course(run)
     sentences.append(
-        "Masks for this measurement hide a uniform 15% of the tokens and are the same at every evaluation. "
+        f"Masks for this measurement hide a uniform {heldout_rate(run)} of the tokens and are the same at every evaluation. "
         "Compare these numbers only with runs on the same held-out text and tokenizer. This is one run with "
         "one seed: a small difference from another may be chance, and no number here says how the encoder "
         "will do once it is fine-tuned."
@@ -119,7 +124,8 @@ def training_note(run: Run) -> str:
     apart = " It is on another scale here, so it has its own plot below."
     return (
         f"Training loss depends on the masking rate{masked} and the recipe's objective, so unless both "
-        "match it cannot be compared with the held-out loss, which is always measured at 15%."
+        "match it cannot be compared with the held-out loss, which is always measured at "
+        f"{heldout_rate(run)}."
         + (thinned if run.thinned_by > 1 else "")
         + ("" if comparable(run) else apart)
     )

@@ -14,7 +14,7 @@ from cloze.report.reading import Run, finite, read_run
 NOTES = 100
 GLOSSARY = {
     "held-out loss": "−log of the probability the model gives the hidden token, in nats, averaged over a "
-    "fixed uniform 15% of the tokens of text that is never trained on.",
+    "fixed uniform share of the tokens of text that is never trained on.",
     "unigram baseline": "The same loss for a guesser that ignores the context and knows only how often each "
     "token occurs in the training text.",
     "masked accuracy": "The share of those hidden tokens for which the model's most probable token is the "

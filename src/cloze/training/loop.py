@@ -86,6 +86,7 @@ class Trainer:
         self.optimizers = build_optimizers(method, settings.optimizer)
         self.wrapped: nn.Module = accelerator.prepare(method) if accelerator.num_processes > 1 else method
         if settings.compile:
+            method.bucket = 128
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.autocast = autocast(accelerator.device, settings.precision)
 

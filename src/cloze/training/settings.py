@@ -70,4 +70,4 @@ class Evaluation(Config):
     times: int = Field(10, ge=1, description="evaluations over the run, besides the one before the first step")
     tokens: int = Field(50_000, ge=1, description="most held-out tokens in one evaluation")
     rate: float = Field(0.15, gt=0.0, lt=1.0)
-    length: int | None = Field(None, ge=8, description="tokens in a row; default: the last phase's")
+    length: int = Field(128, ge=8, description="tokens in a row; losses compare at equal length only")

@@ -113,6 +113,11 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     except BaseException:  # a full disk wants its space back
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in temporary.rglob("*"):  # safetensors keeps its files to their owner
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
@@ -171,6 +176,10 @@ class Checkpoints:
 
         Errors: there are checkpoints, and all are damaged.
         """
+        for old in self.folder.glob(".step-*.old"):  # a kill between the two renames of `replace_folder`
+            target = self.folder / old.name[1:].removesuffix(".old")
+            if not target.exists():
+                os.replace(old, target)
         steps = self.steps()
         for step in reversed(steps):
             problem = self.damage(step)

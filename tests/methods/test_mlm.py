@@ -1,0 +1,204 @@
+"""Masked language modelling: sums with known weights, equal however the batch is cut."""
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import SIZE, make_samples, pack, rows_of, tiny_model, vocabulary, widest
+from torch import Tensor
+
+from cloze.corruption.replace import Replace
+from cloze.data.batch import Batch
+from cloze.masking.base import Masking
+from cloze.masking.plan import MaskPlan
+from cloze.masking.rate import RateSchedule
+from cloze.masking.spans import Spans
+from cloze.masking.uniform import Uniform
+from cloze.masking.words import Words
+from cloze.methods.base import select
+from cloze.methods.build import build_method
+from cloze.methods.mlm import Mlm, MlmObjective
+from cloze.models.encoder import isolate
+
+SHARES = Replace()
+
+
+def method(masking: Masking | None = None, family: str = "bert", dtype: torch.dtype = torch.float64) -> Mlm:
+    encoder = isolate(tiny_model(family).to(dtype))
+    return Mlm(encoder, masking or Uniform(), SHARES, vocabulary(), seed=7)
+
+
+def whole() -> Batch:
+    """Rows of very different numbers of samples and tokens, the last without any text."""
+    sizes = [[60], [1, 1, 2], [20, 20, 12], [3], [58]]
+    return pack([*(make_samples(s, seed) for seed, s in enumerate(sizes, start=1)), []], length=64)
+
+
+def gradient(m: Mlm, batches: Sequence[Batch], local: bool = False) -> dict[str, Tensor]:
+    """As the training loop does it; `local`: the mistake of normalising each micro-batch by itself."""
+    m.zero_grad()
+    works = [m.prepare(b, 0.0) for b in batches]
+    total = sum(float(m.weights(w)["mlm"]) for w in works)
+    for work in works:
+        weight = float(m.weights(work)["mlm"]) * len(works) if local else total
+        (m(work).sums["mlm"] / weight).backward()
+    return {k: p.grad.clone() for k, p in m.named_parameters() if p.grad is not None}
+
+
+def far(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    largest = max(float(x.abs().max()) for x in b.values())
+    return max(float((a[k] - b[k]).abs().max()) for k in b) / largest
+
+
+@pytest.mark.parametrize("masking", [Uniform(), Words(), Spans()], ids=lambda m: m.kind)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    masking: Masking, dtype: torch.dtype, close: float
+) -> None:
+    m = method(masking, dtype=dtype)
+    batch = whole()
+    wanted = gradient(m, [batch])
+    cuts = ([[0], [1], [2], [3], [4, 5]], [[4, 1], [0, 2, 3, 5]], [[5], [3, 2, 1, 0, 4]])
+    for cut in cuts:
+        assert far(gradient(m, [rows_of(batch, rows) for rows in cut]), wanted) < close
+    # The control: means of micro-batches, which weigh their tokens unequally.
+    assert far(gradient(m, [rows_of(batch, rows) for rows in cuts[1]], local=True), wanted) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "roberta"])
+def test_the_loss_is_cross_entropy_at_the_hidden_tokens(family: str) -> None:
+    m = method(family=family)
+    batch = whole()
+    if family == "roberta":  # whose padding is 1
+        batch = pack([make_samples([60], 1)], length=62)
+    work = m.prepare(batch, 0.0)
+    outcome = m(work)
+    logits = torch.zeros(batch.ids.numel(), SIZE, dtype=torch.float64)
+    theirs = copy.deepcopy(m.encoder.model)
+    theirs.set_attn_implementation("sdpa")
+    ids = work.views[0].ids.flatten()
+    with torch.no_grad():
+        for number in range(batch.samples):
+            inside = batch.segments.flatten() == number
+            logits[inside] = theirs(input_ids=ids[inside][None]).logits[0]
+    wanted = F.cross_entropy(logits[work.places], batch.ids.flatten()[work.places], reduction="none")
+    assert (outcome.feedback["loss"] - wanted).abs().max() < 1e-10
+    assert outcome.sums["mlm"].item() == pytest.approx(wanted.sum().item(), abs=1e-9)
+    assert torch.equal(outcome.feedback["guess"], logits[work.places].argmax(1))
+    assert torch.equal(work.places, work.plan.predicted.flatten().nonzero().squeeze(1))
+    assert torch.equal(work.labels, batch.ids.flatten()[work.places])
+
+
+def test_weighted_tokens_count_by_p_over_pi() -> None:
+    class Uneven(Uniform):
+        def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
+            plan = super().plan(batch, rate, seed)
+            return MaskPlan(
+                plan.hidden, plan.predicted, plan.inclusion, plan.reference * batch.index.clamp(min=0)
+            )
+
+    m = method(Uneven())
+    work = m.prepare(whole(), 0.0)
+    place = whole().index.flatten()[work.places]
+    assert torch.allclose(work.token_weights, place.float())
+    outcome = m(work)
+    assert outcome.sums["mlm"].item() == pytest.approx(float((outcome.feedback["loss"] * place).sum()))
+    assert float(m.weights(work)["mlm"]) == pytest.approx(float(work.plan.reference.double().sum()))
+
+
+def test_weights_are_known_before_the_forward_pass() -> None:
+    m = method()
+    work = m.prepare(whole(), 0.0)
+    m.encoder.forward = None  # type: ignore[method-assign,assignment]
+    # Σ max(0.3 n, 1) over the samples, whatever was drawn.
+    assert float(m.weights(work)["mlm"]) == pytest.approx(18 + 1 + 1 + 1 + 6 + 6 + 3.6 + 1 + 17.4)
+    assert m.weights(work).keys() == m.coefficients.keys()
+    assert not m.couples_samples
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_batch_with_nothing_to_predict_is_a_finite_zero(rows: int) -> None:
+    m = method()
+    for batch in (pack([[]] * rows, 16), pack([make_samples([0, 0], 1)] * rows, 16)):
+        work = m.prepare(batch, 0.0)
+        assert work.places.numel() == 0
+        assert float(m.weights(work)["mlm"]) == 0.0
+        m.zero_grad()
+        total = m(work).sums["mlm"]
+        assert total.item() == 0.0
+        total.backward()
+        assert all(p.grad is None or float(p.grad.abs().sum()) == 0.0 for p in m.parameters())
+
+
+def test_logits_exist_at_the_predicted_tokens_only() -> None:
+    m = method(dtype=torch.float32)
+    batch = pack([make_samples([300, 200], 1)] * 2, length=512)
+    work = m.prepare(batch, 0.0)
+    predicted = work.places.numel()
+    assert predicted < 2 * 512 / 3 < 2 * 512
+    with widest(SIZE) as wide:
+        m(work).sums["mlm"].backward()
+    assert wide.rows <= predicted
+    theirs = tiny_model("bert", max_position_embeddings=512)
+    with widest(SIZE) as wide:
+        theirs(input_ids=work.views[0].ids)
+    assert wide.rows == 2 * 512
+
+
+def test_masks_follow_the_rate_schedule_and_the_methods_seed() -> None:
+    m = method(Uniform(rate=RateSchedule(start=0.5, end=0.1)))
+    batch = pack([make_samples([60], 1)], 64)
+    counts = [int(m.prepare(batch, x).plan.predicted.sum()) for x in (0.0, 0.5, 1.0)]
+    assert counts == [30, 18, 6]
+    again, other = method(), method()
+    other.seed = 8
+    first, second, third = (x.prepare(whole(), 0.3) for x in (again, method(), other))
+    assert torch.equal(first.places, second.places)
+    assert torch.equal(first.views[0].ids, second.views[0].ids)
+    assert not torch.equal(first.plan.hidden, third.plan.hidden)
+
+
+def test_the_method_owns_its_network_and_exports_it() -> None:
+    m = method()
+    assert m.export() is m.encoder.model
+    assert {id(p) for p in m.parameters()} == {id(p) for p in m.export().parameters()}
+    assert m.learned_state() == {}
+    made = build_method(MlmObjective(), Words(), SHARES, m.encoder, vocabulary(), 3)
+    assert isinstance(made, Mlm)
+    assert (made.masking, made.seed) == (Words(), 3)
+
+
+@pytest.mark.parametrize("bucket", [1, 7, 64, 1000])
+def test_select_rounds_up_to_its_bucket_and_drops_nothing(bucket: int) -> None:
+    batch = whole()
+    plan = Uniform().plan(batch, 0.3, 0)
+    n = int(plan.predicted.sum())
+    places, labels, weights = select(plan, batch, bucket)
+    assert places.numel() == labels.numel() == weights.numel() == -(-n // bucket) * bucket
+    assert torch.equal(places[:n], plan.predicted.flatten().nonzero().squeeze(1))
+    assert torch.equal(labels, batch.ids.flatten()[places])
+    assert (weights[:n] == 1).all()
+    assert (places[n:] == 0).all()
+    assert (weights[n:] == 0).all()
+    nothing = pack([[]], 8)
+    assert [x.numel() for x in select(Uniform().plan(nothing, 0.3, 0), nothing, bucket)] == [0, 0, 0]
+
+
+def test_spare_slots_change_neither_loss_nor_gradient() -> None:
+    m = method()
+    work = m.prepare(whole(), 0.0)
+    more = select(work.plan, work.batch, bucket=97)
+    assert more[0].numel() > work.places.numel()
+    spare = type(work)(work.batch, work.plan, work.views, *more)
+    found = []
+    for w in (work, spare):
+        m.zero_grad()
+        total = m(w).sums["mlm"]
+        total.backward()
+        found.append(
+            (total.item(), {k: p.grad.clone() for k, p in m.named_parameters() if p.grad is not None})
+        )
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    assert far(found[1][1], found[0][1]) < 1e-12

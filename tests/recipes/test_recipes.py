@@ -1,0 +1,273 @@
+"""Recipes: the shipped ones run; YAML, `extends` and overrides give what they say, or an error says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cloze import ClozeError, Run
+from cloze.recipes.load import difference, dump, list_recipes, load_recipe, merge, recipe_text, shipped
+from cloze.recipes.schema import Recipe
+
+HEAD = "masking: {kind: uniform, rate: 0.3}\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Write a recipe file; its path."""
+
+    def file(text: str, name: str = "mine.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return file
+
+
+# -- shipped ----------------------------------------------------------------------------------------------
+
+
+def test_the_names_that_the_issue_uses_are_shipped() -> None:
+    assert {"mlm", "demo", "adapt", "spans", "whole-word"} <= set(shipped())
+    assert [recipe.name for recipe in list_recipes()] == shipped()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_is_explained_and_survives_a_round_trip(
+    name: str, write: Callable[..., str]
+) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.about
+    assert recipe_text(name).startswith("# ")
+    assert load_recipe(write(dump(recipe))) == recipe
+    # What is shown is what is meant, under any file name.
+    assert load_recipe(write(recipe_text(name), "other.yaml")) == recipe
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_trains(
+    name: str, train: Callable[..., Run], trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = {"model": str(trained.folder / "model")} if name == "adapt" else {}
+    run = train(tmp_path / "run", recipe=name, budget="3steps", **start)
+    assert run.summary["recipe"] == name
+    assert run.summary["steps"] == 3
+    assert run.summary["heldout_loss"] < run.summary["heldout_loss_initial"]
+    assert run.summary["choices"] == load_recipe(str(run.folder / "recipe.yaml")).choices()
+
+
+# -- extends ----------------------------------------------------------------------------------------------
+
+
+def test_extends_lays_a_file_over_another(write: Callable[..., str]) -> None:
+    base = write(
+        "extends: mlm\nname: base\nseed: 3\nmasking: {rate: 0.2}\ntraining: {clip: 0.5}\n", "base.yaml"
+    )
+    recipe = load_recipe(write(f"extends: {base}\nname: top\nmasking: {{rate: 0.4}}\n"))
+    assert (recipe.name, recipe.seed, recipe.masking.rate, recipe.training.clip) == ("top", 3, 0.4, 0.5)
+    assert recipe.training.optimizer == load_recipe("mlm").training.optimizer
+
+
+def test_a_file_without_a_name_is_named_by_its_file(write: Callable[..., str]) -> None:
+    assert load_recipe(write(HEAD, "my-try.yml")).name == "my-try"
+
+
+def test_extends_in_a_circle(write: Callable[..., str], tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    write(f"extends: {two}\n", "one.yaml")
+    write(f"extends: {one}\n", "two.yaml")
+    with pytest.raises(ClozeError, match=r"extends itself: .*one\.yaml -> .*two\.yaml -> .*one\.yaml"):
+        load_recipe(str(one))
+    with pytest.raises(ClozeError, match="extends must be the name or path"):
+        load_recipe(write("extends: [mlm]\n"))
+    with pytest.raises(ClozeError, match="did you mean 'spans'"):
+        load_recipe(write("extends: span\n"))
+
+
+# -- merging ----------------------------------------------------------------------------------------------
+
+
+def test_merge() -> None:
+    base = {"a": {"x": 1, "y": {"z": 2}}, "b": [1, 2], "c": {"kind": "one", "rate": 1}}
+    over = {"a": {"y": {"w": 3}}, "b": [3], "d": None}
+    merged = merge(base, over)
+    assert merged == {
+        "a": {"x": 1, "y": {"z": 2, "w": 3}},
+        "b": [3],
+        "c": {"kind": "one", "rate": 1},
+        "d": None,
+    }
+    assert base == {"a": {"x": 1, "y": {"z": 2}}, "b": [1, 2], "c": {"kind": "one", "rate": 1}}
+
+
+def test_another_kind_replaces_the_fields_and_the_same_kind_keeps_them() -> None:
+    base = {"m": {"kind": "spans", "mean": 3.0, "rate": 0.3}}
+    assert merge(base, {"m": {"kind": "words"}}) == {"m": {"kind": "words"}}
+    assert merge(base, {"m": {"kind": "spans", "rate": 0.1}}) == {
+        "m": {"kind": "spans", "mean": 3.0, "rate": 0.1}
+    }
+    assert merge(base, {"m": {"rate": 0.1}}) == {"m": {"kind": "spans", "mean": 3.0, "rate": 0.1}}
+
+
+# -- overrides --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("training.optimizer.learning_rate=1e-3", "training.optimizer.learning_rate", 1e-3),
+        ("training.optimizer.learning_rate=3E-4", "training.optimizer.learning_rate", 3e-4),
+        ("masking.rate=1e-1", "masking.rate", 0.1),
+        ("seed=7", "seed", 7),
+        ("training.compile=true", "training.compile", True),
+        ("data.text_field='no'", "data.text_field", "no"),
+        ("data.text_field=null", "data.text_field", None),
+        ("training.budget=5_000steps", "training.budget", "5_000steps"),
+        ("training.micro_tokens=4096", "training.micro_tokens", 4096),
+        ("model.size=tiny", "model.size", "tiny"),
+        (" evaluation.rate = 0.2", "evaluation.rate", 0.2),
+        ("about=a = b", "about", "a = b"),
+        ("training.trackers=[wandb]", "training.trackers", ("wandb",)),
+        ("data.sources=news=0.7:news.jsonl", "data.sources.0.weight", 0.7),
+    ],
+)
+def test_an_override(text: str, field: str, value: object) -> None:
+    found: object = load_recipe("mlm", [text])
+    for key in field.split("."):
+        found = found[int(key)] if key.isdigit() else getattr(found, key)  # type: ignore[index]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_schedule_of_rates_and_phases() -> None:
+    recipe = load_recipe(
+        "mlm",
+        [
+            "masking.rate={start: 0.4, end: 1e-1}",
+            "training.phases=[{share: 0.9, length: 128}, {share: 0.1, length: 512}]",
+        ],
+    )
+    rate = recipe.masking.rate
+    assert (rate.start, rate.end, rate.shape) == (0.4, 0.1, "linear")
+    assert [phase.length for phase in recipe.training.phases] == [128, 512]
+    assert recipe.choices()["masking"] == "single tokens, 40% to 10%"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_a_kind_and_its_fields_does_not_matter(order: int) -> None:
+    recipe = load_recipe("mlm", ["masking.kind=spans", "masking.rate=0.25", "masking.mean=2"][::order])
+    assert recipe.masking.model_dump() == {"kind": "spans", "rate": 0.25, "mean": 2.0, "longest": 10}
+    texts = ["training.optimizer.learning_rate=5e-4", "training.optimizer.kind=adamw"][::order]
+    optimizer = load_recipe("mlm", texts).training.optimizer
+    assert (optimizer.kind, optimizer.learning_rate) == ("adamw", 5e-4)
+
+
+def test_another_masking_keeps_the_rate() -> None:
+    assert load_recipe("mlm", ["masking.kind=words"]).masking.rate == 0.3
+    schedule = load_recipe("mlm", ["masking.rate={start: 0.4, end: 0.2}", "masking.kind=words"])
+    assert schedule.masking.rate.start == 0.4
+
+
+def test_later_overrides_win_and_values_win_over_all() -> None:
+    recipe = load_recipe("mlm", ["seed=1", "seed=2", "training.clip=2"], {"training": {"clip": 3}})
+    assert (recipe.seed, recipe.training.clip) == (2, 3.0)
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("masking.rat=0.3", r"unknown field masking\.rat: did you mean 'rate'\? allowed are kind, rate$"),
+        ("maskin.rate=0.3", r"unknown field maskin: did you mean 'masking'\? allowed are about, corruption"),
+        ("training.optimizer.lr=1", r"field training\.optimizer\.lr: .*allowed are beta1.*learning_rate"),
+        ("training.phases=[{share: 1, lenght: 64}]", r"training\.phases\.0\.lenght: did you mean 'length'\?"),
+        ("masking.kind=whole", r"masking: unknown kind 'whole': .*allowed are spans, uniform, words"),
+        ("tokenizer.kind=trian", r"tokenizer: unknown kind 'trian': did you mean 'train'\? allowed are load"),
+        ("model.size=huge", r"model\.size: .*'tiny', 'mini', 'small', 'medium' or 'base'.*got 'huge'"),
+        ("masking.rate=lots", r"masking\.rate: .*number.*got 'lots'"),
+        ("masking.rate=0", r"masking\.rate: .*greater than 0"),
+        ("masking.rate=1.5", r"masking\.rate: .*less than or equal to 1.*got 1\.5"),
+        ("masking.rate={start: 0.3, stop: 0.1}", r"masking\.rate\.stop: .*allowed are end, shape, start"),
+        ("seed=-1", r"seed: .*greater than or equal to 0 \(got -1\)"),
+        ("seed=1.5", r"seed: .*integer.*got 1\.5"),
+        ("seed=", r"seed: .*integer.*got None"),
+        ("training.clip=[1]", r"training\.clip: .*number"),
+        ("training.compile=perhaps", r"training\.compile: .*boolean.*got 'perhaps'"),
+        ("training=fast", r"training: must be a mapping, not 'fast': its fields are budget, .*workers"),
+        ("training.budget=soon", r"training\.budget: budget 'soon' is not understood: use such as 30m"),
+        ("training.phases=[{share: 0.5}]", r"the shares of training\.phases must add up to 1, not 0\.5"),
+        ("training.phases=[]", r"the shares of training\.phases must add up to 1, not 0"),
+        ("training.phases.0.length=64", r"training\.phases: must be a list, not \{"),
+        ("training.schedule={kind: wsd, warmup: 0.9}", r"training\.schedule: warmup \+ decay"),
+        ("data.sources=['news=0:news.txt']", r"'news=0:news\.txt': weight: .*greater than 0"),
+        ("masking=words", r"masking: must be a mapping, not 'words': masking\.kind is one of spans"),
+        ("rate", r"^--set rate: write it as some\.field=value, for example"),
+        ("=3", r"^--set =3: write it as"),
+        (".rate=3", r"^--set \.rate=3: write it as"),
+        ("seed=[1", r"^--set seed=\[1: the value is not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(ClozeError, match=message) as error:
+        load_recipe("mlm", [text])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("masking: {kind: uniform\n", r"mine\.yaml: not valid YAML in line 2, column 1"),
+        ("- mlm\n", r"mine\.yaml: a recipe is a mapping"),
+        ("", r"mine\.yaml: a recipe is a mapping"),
+        ("name: x\n", r"mine\.yaml: masking: "),
+        (HEAD + "sede: 3\n", r"mine\.yaml: unknown field sede: did you mean 'seed'\?"),
+        (HEAD + "seed: three\n", r"mine\.yaml: seed: .*integer.*got 'three'"),
+        (HEAD + "model: [new]\n", r"mine\.yaml: model: must be a mapping, .*new, pretrained"),
+        (HEAD + "masking: {rate: 0.3}\n", r"mine\.yaml: masking: no kind is given: allowed are spans"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(text: str, message: str, write: Callable[..., str]) -> None:
+    with pytest.raises(ClozeError, match=message):
+        load_recipe(write(text))
+
+
+def test_an_unknown_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ClozeError, match=r"no recipe 'mml': did you mean 'mlm'\?"):
+        load_recipe("mml")
+    with pytest.raises(ClozeError, match=r"no recipe 'zzz': known are adapt, demo, mlm"):
+        load_recipe("zzz")
+    with pytest.raises(ClozeError, match=r"nothing\.yaml: cannot be read as a recipe"):
+        load_recipe(str(tmp_path / "nothing.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ClozeError, match=r"binary\.yaml: cannot be read as a recipe"):
+        load_recipe(str(tmp_path / "binary.yaml"))
+
+
+# -- difference -------------------------------------------------------------------------------------------
+
+
+def test_difference() -> None:
+    one, other = (
+        load_recipe("mlm", texts).model_dump(mode="json")
+        for texts in ([], ["masking.kind=spans", "seed=3", "training.clip=2", "data.sources=a.txt"])
+    )
+    assert difference(one, one) == []
+    lines = difference(one, other)
+    assert {line.partition(":")[0] for line in lines} == {
+        "seed", "masking.kind", "masking.mean", "masking.longest", "training.clip", "data.sources",
+    }  # fmt: skip
+    assert "masking.kind: 'uniform' -> 'spans'" in lines
+    assert "seed: 0 -> 3" in lines
+    assert "masking.mean: None -> 3.0" in lines
+
+
+def test_dump_is_plain_yaml_of_every_field() -> None:
+    tree = yaml.safe_load(dump(load_recipe("mlm", ["about=blåbær, 日本語"])))
+    assert set(tree) == set(Recipe.model_fields)
+    assert tree["about"] == "blåbær, 日本語"

@@ -1,0 +1,227 @@
+"""The documentation is true: commands run, examples work, generated pages are fresh, links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE_ELSEWHERE = {"docs/images/demo.png", "docs/benchmarks.md"}  # by the demo and by the benchmarks
+# Every budget of the pages becomes this; 2h is the larger one of a run that goes on.
+STEPS = {"2h": "6steps"}
+SMALL = ("data.heldout.minimum=2000", "evaluation.times=1", "evaluation.tokens=2000")
+SMALLER = ("model.size=tiny", "tokenizer.vocabulary=320")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """Blocks that open with their file name in a comment: {name: content}."""
+    found = (re.fullmatch(r"# (\S+\.\w+)\n(.*)", b, re.DOTALL) for b in blocks(page, r"\w+"))
+    return {match[1]: match[2] for match in found if match}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of each line of a sh block that starts with `cloze`."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("cloze ")]
+
+
+def quick(arguments: list[str]) -> list[str]:
+    """The same command with a tiny model and few steps."""
+    if arguments[0] != "pretrain":
+        return arguments
+    given = arguments[arguments.index("--budget") + 1] if "--budget" in arguments else ""
+    sets = SMALL if arguments[1] == "adapt" or "tokenizer.kind=load" in arguments else SMALL + SMALLER
+    return [
+        *arguments,
+        "--budget",
+        STEPS.get(given, "3steps"),
+        *(part for s in sets for part in ("--set", s)),
+    ]
+
+
+@pytest.fixture
+def at_home(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all the texts that the pages speak of, as working directory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = corpus.read_text("utf-8")
+    records = [{"body": part, "number": i} for i, part in enumerate(text.split("\n\n"))]
+    for folder in ("my_text", "wiki", "corpus"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "stories.txt").write_text(text, "utf-8")
+    for name in ("notes.txt", "valid.txt"):
+        (tmp_path / name).write_text(text, "utf-8")
+    (tmp_path / "papers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
+    shutil.copy(tmp_path / "papers.jsonl", tmp_path / "news.jsonl")
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "corpus" / "stories.parquet")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_commands_of_the_page_run(page: str, at_home: Path, cloze: Callable[..., Any]) -> None:
+    for name, content in files_of(ROOT / page).items():
+        (at_home / name).write_text(content, "utf-8")
+    done = 0
+    for arguments in commands(ROOT / page):
+        target = None
+        if ">" in arguments:
+            arguments, target = arguments[: arguments.index(">")], arguments[-1]
+        result = cloze(*quick(arguments))
+        assert result.code == 0, (arguments, result.err)
+        if target:
+            (at_home / target).write_text(result.out, "utf-8")
+        done += 1
+    assert done > 8
+    assert (at_home / "my-encoder" / "config.json").is_file()
+
+
+def test_commands_of_all_pages_are_understood(at_home: Path) -> None:
+    """Options, recipe names and fields exist; nothing is trained."""
+    import typer
+
+    from cloze.cli import app
+    from cloze.run import resolve
+
+    shown = 0
+    for page in PAGES:
+        for name, content in files_of(page).items():
+            if name.endswith(".yaml") and "/" not in name:
+                (at_home / name).write_text(content, "utf-8")
+        for arguments in commands(page):
+            verb, *rest = arguments[: arguments.index(">")] if ">" in arguments else arguments
+            command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+            parsed = command.make_context(verb, rest, resilient_parsing=False).params
+            shown += 1
+            if verb == "pretrain" and parsed["recipe"] not in ("my.yaml", "block"):
+                values = (parsed[key] for key in ("data", "budget", "model", "overrides"))
+                data, budget, model, overrides = values
+                resolve(parsed["recipe"], data, budget, model, overrides or [])
+    assert shown > 20
+
+
+def test_adding_a_masking_policy_works_as_told(corpus: Path, tmp_path: Path) -> None:
+    """The three files of the page, added to a copy of the package: its test passes, its recipe trains."""
+    files = files_of(ROOT / "docs" / "add-a-masking-policy.md")
+    assert [Path(name).name for name in files] == ["block.py", "test_block.py", "block.yaml"]
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, content in files.items():
+        assert not (tmp_path / name).exists(), f"{name} is in the package"
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, "utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    tests = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "tests")
+    assert "4 passed" in tests
+    sets = (*SMALL, *SMALLER, "training.phases=[{share: 1.0, length: 64, rows: 8}]")
+    options = [part for s in sets for part in ("--set", s)]
+    python("-m", "cloze", "pretrain", "block", "--data", str(corpus), "--budget", "2steps", *options)
+    summary = json.loads((tmp_path / "runs" / "block" / "summary.json").read_text("utf-8"))
+    assert summary["choices"]["masking"] == "one block of tokens, 30%"
+
+
+def test_the_list_of_settings_is_up_to_date() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
+    written = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    assert page == written, "run python docs/make_configuration.py"
+
+
+def test_the_list_of_settings_has_every_field() -> None:
+    """The control: the page is compared with the fields of a resolved recipe, not with its own generator."""
+    from cloze.recipes.load import list_recipes
+
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+
+    def fields(tree: dict[str, Any]) -> set[str]:
+        below = [v for value in tree.values() for v in (value if isinstance(value, list) else [value])]
+        return set(tree).union(*(fields(v) for v in below if isinstance(v, dict)))
+
+    for recipe in list_recipes():
+        for name in fields(recipe.model_dump(mode="json")):
+            assert f"| `{name}` |" in page
+
+
+def test_every_recipe_and_policy_has_a_card() -> None:
+    from cloze.masking import POLICIES
+    from cloze.recipes.load import shipped
+
+    text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    cards = {part.partition("\n")[0]: part for part in text.split("\n### ")[1:]}
+    assert set(cards) == {*shipped(), *(f"policy: {kind}" for kind in POLICIES), "replace"}
+    for name, card in cards.items():
+        wanted = ("What:", "Paper:", "Choices:", "Unbiased for:", "Cost:", "Settings:")
+        assert all(f"- **{point}**" in card for point in wanted), name
+        assert "- **Helps" in card and ("- **Hurts:**" in card or "- **Helps, hurts:**" in card), name
+
+
+def test_the_files_of_a_run_are_all_described(trained: Any) -> None:
+    page = (ROOT / "docs" / "files.md").read_text("utf-8")
+    metrics = (trained.folder / "metrics.jsonl").read_text("utf-8")
+    samples = json.loads((trained.folder / "samples.json").read_text("utf-8"))
+    trees = [trained.summary, samples, *map(json.loads, metrics.splitlines())]
+    trees += [value for value in trained.summary.values() if isinstance(value, dict)]
+    trees += [samples["words"][0], samples["frequency"][0], samples["examples"][0]]
+    missing = {key for tree in trees for key in tree if f"`{key}`" not in page}
+    files = {path.name for path in trained.folder.iterdir()}
+    files |= {path.name for path in next((trained.folder / "checkpoints").iterdir()).iterdir()}
+    missing |= {name for name in files if not re.search(rf"\b{re.escape(name)}\b", page)}
+    assert not missing
+
+
+def test_links_lead_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"(?s)```.*?```", "", page.read_text("utf-8"))):
+            place, _, anchor = link.partition("#")
+            if "://" in place:
+                continue
+            target = (page.parent / place).resolve() if place else page
+            if not target.exists():
+                if str(target.relative_to(ROOT)) not in MADE_ELSEWHERE:
+                    broken.append(f"{page.name}: {link}")
+            elif anchor and anchor not in anchors(target):
+                broken.append(f"{page.name}: {link}")
+    assert not broken
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_pages_name_no_machine() -> None:
+    for page in PAGES:
+        found = re.findall(r"(?<![\w.])/(?:work|tmp|home|root|Users)/\S*|—", page.read_text("utf-8"))
+        assert not found, (page.name, found)

@@ -16,7 +16,7 @@ from cloze.data.tokenizers import load_tokenizer
 from cloze.masking.rate import mean_rate
 from cloze.methods.build import build_method
 from cloze.models.build import PretrainedModelChoice, build_model, parameters
-from cloze.models.encoder import Encoder
+from cloze.models.encoder import isolate
 from cloze.recipes.schema import Recipe
 from cloze.terminal import amount, duration
 from cloze.training.budget import Budget
@@ -37,7 +37,7 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     model = build_model(recipe.model, tokenizer, recipe.seed)
     vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, torch.arange(5, len(tokenizer)))
     accelerator = Accelerator()
-    encoder = Encoder(model)
+    encoder = isolate(model)
     method = build_method(
         recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, recipe.seed
     ).to(accelerator.device)

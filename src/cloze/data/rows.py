@@ -86,16 +86,19 @@ def held_out_threshold(store: Store, config: HeldOut) -> int:
 def build_rows(store: Store, layout: Layout, limit: int | None, held_out: bool) -> Rows:
     """Rows of the sections whose hash is above `limit` (or, `held_out`, not above); None: all sections.
 
-    The index is kept in the store's folder and found again there.
+    The index is kept in the store's folder and found again there; where that cannot be written, in memory.
     """
     name = json.dumps(
-        [_FORMAT, store.fingerprint, layout.length, layout.specials, layout.longest, layout.alone, limit, held_out]
+        [_FORMAT, store.key, layout.length, layout.specials, layout.longest, layout.alone, limit, held_out]
     )
     folder = store.folder / f"rows-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
-    if not (folder / "rows.npy").is_file():
-        _write(folder, _pack(store, layout, limit, held_out))
-    columns = (np.load(folder / f"{c}.npy", mmap_mode="r") for c in ("record", "start", "length", "rows"))
-    pieces = Pieces(*columns)
+    if (folder / "rows.npy").is_file():
+        pieces = _read(folder)
+    else:
+        pieces = _pack(store, layout, limit, held_out)
+        if os.access(store.folder, os.W_OK):
+            _write(folder, pieces)
+            pieces = _read(folder)
     return Rows(store, layout, pieces, int(pieces.length.sum()))
 
 
@@ -119,6 +122,10 @@ def _pack(store: Store, layout: Layout, limit: int | None, held_out: bool) -> Pi
         for r, a, b in zip((record + part.first_record).tolist(), start.tolist(), stop.tolist(), strict=True):
             packer.add(r, a, b)
     return packer.pieces()
+
+
+def _read(folder: Path) -> Pieces:
+    return Pieces(*(np.load(folder / f"{c}.npy", mmap_mode="r") for c in ("record", "start", "length", "rows")))
 
 
 def _write(folder: Path, pieces: Pieces) -> None:

@@ -58,6 +58,7 @@ class Store:
         """Take an index that has been read and checked; use `Store.open` instead."""
         self.folder = folder
         self.fingerprint: str = index["fingerprint"]
+        self.key: str = index["key"]  # of the text, the tokenizer and the format together
         self.vocabulary: int = index["vocabulary"]
         self.totals: dict[str, int] = index["totals"]
         self._index = index

@@ -46,7 +46,9 @@ class _VocabularyLoss(torch.autograd.Function):
         wants = any(needs[:3])
         count = hidden.shape[0]
         grad_hidden = torch.empty_like(hidden) if wants else None
-        grad_weight = torch.zeros_like(weight) if needs[1] else None
+        # Several chunks are added up in float32: bf16 would lose the later ones.
+        kept = weight.dtype if count <= rows else torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=kept) if needs[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
         outputs: list[list[Tensor]] = [[], [], [], [], []]
         for start in range(0, count, rows):
@@ -75,7 +77,10 @@ class _VocabularyLoss(torch.autograd.Function):
             if grad_weight is not None or grad_bias is not None:
                 g = g.mul_(w.to(h.dtype))
             if grad_weight is not None:
-                grad_weight.addmm_(g.T, h)
+                if grad_weight.dtype == h.dtype:
+                    grad_weight.addmm_(g.T, h)
+                else:
+                    grad_weight += g.T @ h
             if grad_bias is not None:
                 grad_bias += g.sum(dim=0)
         empty = weights.new_zeros(0)
@@ -85,6 +90,7 @@ class _VocabularyLoss(torch.autograd.Function):
         total = (joined[0] * weights).sum()
         if wants:
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(*joined)
         ctx.set_materialize_grads(False)
         return total, *joined
@@ -95,7 +101,9 @@ class _VocabularyLoss(torch.autograd.Function):
         if scale is None:
             return (None,) * 6
         saved = ctx.saved_tensors
-        return *(None if g is None else g * scale.to(g.dtype) for g in saved), None, None, None
+        wanted = ctx.dtypes
+        scaled = (None if g is None else (g * scale.to(g.dtype)).to(d) for g, d in zip(saved, wanted, strict=True))
+        return *scaled, None, None, None
 
 
 def vocabulary_loss(

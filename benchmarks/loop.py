@@ -2,9 +2,9 @@
 
     python benchmarks/loop.py --data CORPUS --json benchmarks/results/loop.json
 
-Runs `cloze pretrain` (own process, logging and all) and a bare loop over one fixed batch in turn, A B A B, and
-prints the median ratio of their tokens per second, and the peak memory of the whole process. Evaluations and
-checkpoints are not part of either.
+Runs `cloze pretrain` (own process, logging and all) and a bare loop over one fixed batch in turn, A B A B,
+and prints the median ratio of their tokens per second, and the peak memory of the whole process.
+Evaluations and checkpoints are not part of either.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ def cloze_run(recipe: str, data: str, steps: int, store: str) -> tuple[float, fl
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "cloze", "pretrain", recipe, "--data", data, "--out", str(out)]
-        command += ["--budget", f"{steps}steps", "--set", "evaluation.times=1", "--set", f"data.store={store}"]
+        command += [
+            "--budget",
+            f"{steps}steps",
+            "--set",
+            "evaluation.times=1",
+            "--set",
+            f"data.store={store}",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
@@ -49,7 +56,8 @@ from cloze.training.optimisers import build_optimizers
 recipe, _ = resolve({recipe!r}, {data!r}, overrides=["data.store={store}"])
 corpus = open_corpus(recipe.data, recipe.tokenizer)
 encoder = Encoder(build_model(recipe.model, corpus.tokenizer, 0))
-method = build_method(recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary_of(corpus.tokenizer), 0)
+choices = recipe.objective, recipe.masking, recipe.corruption
+method = build_method(*choices, encoder, vocabulary_of(corpus.tokenizer), 0)
 phase = recipe.training.phases[0]
 loader = corpus.loader(corpus.layout(phase.length, encoder.longest(), False), 0)
 work = method.prepare(loader.batch(0, phase.rows), 0.0)
@@ -70,7 +78,9 @@ print(int((work.batch.segments >= 0).sum()) / statistics.median(times[5:]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="text, as for cloze pretrain --data")
     parser.add_argument("--recipe", default="mlm")
     parser.add_argument("--steps", type=int, default=60)
@@ -87,7 +97,10 @@ def main() -> None:
         bare = bare_loop(arguments.recipe, arguments.data, arguments.steps, store)
         pairs.append((ours, bare))
         memory.append(peak)
-        print(f"{repeat + 1}: loop {ours:,.0f} tokens/s, bare {bare:,.0f}, ratio {ours / bare:.3f}, {peak:.2f} GiB")
+        print(
+            f"{repeat + 1}: loop {ours:,.0f} tokens/s, bare {bare:,.0f}, "
+            f"ratio {ours / bare:.3f}, {peak:.2f} GiB"
+        )
     ratios = sorted(a / b for a, b in pairs)
     result = {
         "ratio": statistics.median(ratios),

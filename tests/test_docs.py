@@ -6,23 +6,15 @@ import json
 import os
 import re
 import runpy
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE_ELSEWHERE = {"docs/images/demo.png", "docs/benchmarks.md"}  # by the demo and by the benchmarks
-# Every budget of the pages becomes this; 2h is the larger one of a run that goes on.
-STEPS = {"2h": "6steps"}
-SMALL = ("data.heldout.minimum=2000", "evaluation.times=1", "evaluation.tokens=2000")
-SMALLER = ("model.size=tiny", "tokenizer.vocabulary=320")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -34,89 +26,6 @@ def files_of(page: Path) -> dict[str, str]:
     """Blocks that open with their file name in a comment: {name: content}."""
     found = (re.fullmatch(r"# (\S+\.\w+)\n(.*)", b, re.DOTALL) for b in blocks(page, r"\w+"))
     return {match[1]: match[2] for match in found if match}
-
-
-def commands(page: Path) -> list[list[str]]:
-    """The arguments of each line of a sh block that starts with `cloze`."""
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("cloze ")]
-
-
-def quick(arguments: list[str]) -> list[str]:
-    """The same command with a tiny model and few steps."""
-    if arguments[0] != "pretrain":
-        return arguments
-    given = arguments[arguments.index("--budget") + 1] if "--budget" in arguments else ""
-    sets = SMALL if arguments[1] == "adapt" or "tokenizer.kind=load" in arguments else SMALL + SMALLER
-    return [
-        *arguments,
-        "--budget",
-        STEPS.get(given, "3steps"),
-        *(part for s in sets for part in ("--set", s)),
-    ]
-
-
-@pytest.fixture
-def at_home(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all the texts that the pages speak of, as working directory."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text = corpus.read_text("utf-8")
-    records = [{"body": part, "number": i} for i, part in enumerate(text.split("\n\n"))]
-    for folder in ("my_text", "wiki", "corpus"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "stories.txt").write_text(text, "utf-8")
-    for name in ("notes.txt", "valid.txt"):
-        (tmp_path / name).write_text(text, "utf-8")
-    (tmp_path / "papers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
-    shutil.copy(tmp_path / "papers.jsonl", tmp_path / "news.jsonl")
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "corpus" / "stories.parquet")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
-def test_commands_of_the_page_run(page: str, at_home: Path, cloze: Callable[..., Any]) -> None:
-    for name, content in files_of(ROOT / page).items():
-        (at_home / name).write_text(content, "utf-8")
-    done = 0
-    for arguments in commands(ROOT / page):
-        target = None
-        if ">" in arguments:
-            arguments, target = arguments[: arguments.index(">")], arguments[-1]
-        result = cloze(*quick(arguments))
-        assert result.code == 0, (arguments, result.err)
-        if target:
-            (at_home / target).write_text(result.out, "utf-8")
-        done += 1
-    assert done > 8
-    assert (at_home / "my-encoder" / "config.json").is_file()
-
-
-def test_commands_of_all_pages_are_understood(at_home: Path) -> None:
-    """Options, recipe names and fields exist; nothing is trained."""
-    import typer
-
-    from cloze.cli import app
-    from cloze.run import resolve
-
-    shown = 0
-    for page in PAGES:
-        for name, content in files_of(page).items():
-            if name.endswith(".yaml") and "/" not in name:
-                (at_home / name).write_text(content, "utf-8")
-        for arguments in commands(page):
-            verb, *rest = arguments[: arguments.index(">")] if ">" in arguments else arguments
-            command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-            parsed = command.make_context(verb, rest, resilient_parsing=False).params
-            shown += 1
-            if verb == "pretrain" and parsed["recipe"] not in ("my.yaml", "block"):
-                values = (parsed[key] for key in ("data", "budget", "model", "overrides"))
-                data, budget, model, overrides = values
-                resolve(parsed["recipe"], data, budget, model, overrides or [])
-    assert shown > 20
 
 
 def test_adding_a_masking_policy_works_as_told(corpus: Path, tmp_path: Path) -> None:
@@ -144,7 +53,13 @@ def test_adding_a_masking_policy_works_as_told(corpus: Path, tmp_path: Path) -> 
 
     tests = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "tests")
     assert "4 passed" in tests
-    sets = (*SMALL, *SMALLER, "training.phases=[{share: 1.0, length: 64, rows: 8}]")
+    sets = (
+        "data.heldout.minimum=2000",
+        "evaluation.times=1",
+        "model.size=tiny",
+        "tokenizer.vocabulary=320",
+        "training.phases=[{share: 1.0, length: 64, rows: 8}]",
+    )
     options = [part for s in sets for part in ("--set", s)]
     python("-m", "cloze", "pretrain", "block", "--data", str(corpus), "--budget", "2steps", *options)
     summary = json.loads((tmp_path / "runs" / "block" / "summary.json").read_text("utf-8"))

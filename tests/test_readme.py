@@ -160,7 +160,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]) -> None:
 def test_the_quoted_commands_run(
     page: Path, cloze: Callable[..., Any], corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloze.run.books", lambda: corpus)
+    monkeypatch.setattr("cloze.data.files.books", lambda: corpus)
     for kind, text in blocks(page):
         if kind == "yaml" and (named := re.match(r"# ([\w-]+\.yaml)\n", text)):
             Path(named[1]).write_text(text, encoding="utf-8")

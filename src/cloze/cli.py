@@ -36,11 +36,15 @@ err_console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 DataOption = Annotated[
     list[str] | None,
-    typer.Option("--data", help="File, folder, glob, store or hub id; repeat it, and weight as NAME=0.7:PATH."),
+    typer.Option(
+        "--data", help="File, folder, glob, store or hub id; repeat it, and weight as NAME=0.7:PATH."
+    ),
 ]
 TextField = Annotated[str | None, typer.Option(help="Column of the text, where it cannot be guessed.")]
 Split = Annotated[str | None, typer.Option(help="A .txt file's documents: paragraphs, lines or file.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a field: masking.rate=0.3. Repeatable.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field: masking.rate=0.3. Repeatable.")
+]
 
 
 def _version(value: bool) -> None:
@@ -96,11 +100,15 @@ def pretrain(
     split_text: Split = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and masks.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the model with torch.compile.")
+    ] = False,
     overrides: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the out folder.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although the recipe has changed.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show size, steps and time; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show size, steps and time; train nothing.")
+    ] = False,
 ) -> None:
     """Pretrain an encoder by a recipe."""
     sets = list(overrides or [])
@@ -193,7 +201,9 @@ def fill(
         if number > 1:
             out_console.print()
         for guess in guesses:
-            out_console.print(f"{guess.probability:6.1%}  {guess.token:<16}  {guess.text}", soft_wrap=True, markup=False)
+            out_console.print(
+                f"{guess.probability:6.1%}  {guess.token:<16}  {guess.text}", soft_wrap=True, markup=False
+            )
 
 
 @app.command()
@@ -223,7 +233,7 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
     gain = summary["unigram_loss"] - summary["heldout_loss"]
     side = "below" if gain >= 0 else "above"
     lines = (
-        ("held-out loss", f"{summary['heldout_loss']:.3f} ({abs(gain):.2f} nats {side} the unigram baseline)"),
+        ("held-out loss", f"{summary['heldout_loss']:.3f} ({abs(gain):.2f} nats {side} the unigram loss)"),
         ("accuracy", f"{summary['heldout_accuracy']:.1%} of the held-out masked tokens"),
         ("seen", f"{amount(summary['tokens_seen'])} tokens in {duration(summary['seconds'])}, "
                  f"{amount(summary['tokens_per_second'])} tokens/s, {summary['steps']:,} steps"),
@@ -261,7 +271,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # an interrupt that typer has caught comes as a code
+    if code in (
+        128 + signal.SIGINT,
+        128 + signal.SIGTERM,
+    ):  # an interrupt that typer has caught comes as a code
         err_console.print(f"go on with: {_again()}", soft_wrap=True)
     sys.exit(code if isinstance(code, int) else 0)
 

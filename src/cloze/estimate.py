@@ -74,7 +74,7 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     lines = {
         "model": f"{type(model).__name__}, {amount(size)} parameters",
         "memory": f"{amount(16 * size)}B of weights, gradients, optimiser; peak {amount(peak)}B",
-        "masking": f"{recipe.choices()['masking']}: about {amount(mean_rate(recipe.masking.rate) * per_step)} "
+        "masking": f"{recipe.choices()['masking']}: {amount(mean_rate(recipe.masking.rate) * per_step)} "
         "predicted tokens a step",
         "steps": f"{steps:,} of {amount(per_step)} tokens ({recipe.training.budget})",
         "tokens": amount(tokens),
@@ -104,7 +104,9 @@ def _stand_in(size: int) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models
 
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    vocabulary = {token: i for i, token in enumerate([*special, *(f"t{i}" for i in range(size - len(special)))])}
+    vocabulary = {
+        token: i for i, token in enumerate([*special, *(f"t{i}" for i in range(size - len(special)))])
+    }
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")),
         pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",

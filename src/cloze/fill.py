@@ -52,7 +52,9 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
     tokenizer = load_tokenizer(path)
     text = text.replace("[MASK]", tokenizer.mask_token)
     if tokenizer.mask_token not in text:
-        raise ClozeError(f"there is no blank in the text: write [MASK] (or {tokenizer.mask_token}) where one is")
+        raise ClozeError(
+            f"there is no blank in the text: write [MASK] (or {tokenizer.mask_token}) where one is"
+        )
     model: PreTrainedModel = load_masked_lm(path).eval()
     encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     ids = encoded["input_ids"][0]
@@ -65,7 +67,12 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
     found = []
     for blank in blanks:
         p, tokens = logits[blank].softmax(-1).topk(min(top, logits.shape[-1]))
-        found.append([_guess(tokenizer, ids.tolist(), blank, t, q) for t, q in zip(tokens.tolist(), p.tolist(), strict=True)])
+        found.append(
+            [
+                _guess(tokenizer, ids.tolist(), blank, t, q)
+                for t, q in zip(tokens.tolist(), p.tolist(), strict=True)
+            ]
+        )
     return found
 
 
@@ -73,7 +80,9 @@ def _guess(tokenizer: Any, ids: list[int], blank: int, token: int, probability: 
     filled = [*ids[:blank], token, *ids[blank + 1 :]]
     keep = [i for i in filled if i == tokenizer.mask_token_id or i not in tokenizer.all_special_ids]
     # A mask token may take the space before it along.
-    whole = re.sub(rf"(?<=\S){re.escape(tokenizer.mask_token)}", f" {tokenizer.mask_token}", tokenizer.decode(keep))
+    whole = re.sub(
+        rf"(?<=\S){re.escape(tokenizer.mask_token)}", f" {tokenizer.mask_token}", tokenizer.decode(keep)
+    )
     return Guess(probability, tokenizer.decode([token]).strip(), whole.strip())
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from cloze.data.corpus import Progress
-from cloze.data.embedded import books
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.models.build import PretrainedModelChoice
@@ -102,6 +101,4 @@ def resolve(
         chosen = load_recipe(recipe, overrides, over)
     if isinstance(chosen.model, PretrainedModelChoice) and not chosen.model.path:
         raise ClozeError(f"recipe {chosen.name} starts from a model: use --model with a folder or hub id")
-    if chosen.name == "demo" and not chosen.data.sources and not objects:
-        chosen = validate(merge(chosen.model_dump(), {"data": {"sources": [str(books())]}}), chosen.name)
     return chosen, objects

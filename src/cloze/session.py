@@ -1,22 +1,19 @@
 """One run from beginning to end, and what it leaves in its folder.
 
-    recipe.yaml       resolved and runnable
-    metrics.jsonl     a line per record: step, heldout, note
-    checkpoints/      whole states, each of them also a model folder
-    model/            the model: loads with transformers
-    summary.json, samples.json, report.html
+recipe.yaml       resolved and runnable
+metrics.jsonl     a line per record: step, heldout, note
+checkpoints/      whole states, each of them also a model folder
+model/            the model: loads with transformers
+summary.json, samples.json, report.html
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +23,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging as hf_logging
 
-from cloze.data.corpus import Corpus, Progress, open_corpus
-from cloze.data.loader import Loader
+from cloze.assembly import assemble, open_text
+from cloze.data.corpus import Corpus, Progress
 from cloze.errors import ClozeError
-from cloze.evaluation.heldout import HeldOutResult, HeldOutSet, unigram_losses
+from cloze.evaluation.heldout import HeldOutResult
 from cloze.evaluation.samples import samples
 from cloze.masking.rate import rate_at
-from cloze.methods.build import build_method, vocabulary_of
-from cloze.models.build import PretrainedModelChoice, build_model, parameters
-from cloze.models.encoder import Encoder, isolate
 from cloze.recipes.load import difference, dump
 from cloze.recipes.schema import Recipe
-from cloze.report.environment import environment
 from cloze.report.model_card import model_card
+from cloze.summary import summarise, unigram_loss
 from cloze.training.budget import Budget
 from cloze.training.loop import Diverged, StepResult, Trainer
+from cloze.training.signals import stop_requests
 from cloze.training.state import Checkpoints, State, replace_folder, restore_tensors, tensors_of, write_json
 from cloze.training.tracking import Listener, Metrics
 
@@ -98,7 +93,7 @@ class Session:
             self._build(state, tensors, force)
             for listener in self.listeners:
                 listener.begin(self.state.steps)
-            with _signals() as asked:
+            with stop_requests() as asked:
                 self._train(asked)
             return self._finish()
         except (OSError, SafetensorError) as error:  # such as a full disk
@@ -118,7 +113,9 @@ class Session:
             raise ClozeError(f"{folder} is not empty and holds no run of cloze: choose another --out folder")
         begun = any((folder / name).exists() for name in ("checkpoints", "model", "summary.json"))
         if begun and not resume:  # a recipe alone is left by a start that failed
-            raise ClozeError(f"{folder} holds a run already: use --resume to go on with it, or another --out folder")
+            raise ClozeError(
+                f"{folder} holds a run already: use --resume to go on with it, or another --out folder"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             saved = self.checkpoints.load(log.warning)
@@ -168,38 +165,34 @@ class Session:
         )
         if settings.trackers:
             accelerator.init_trackers("cloze", config={"recipe": dump(recipe)})
-        self.corpus = self._corpus()
-        self._compare_text(state, force)
-        self.encoder = self._encoder()
-        self.vocabulary = vocabulary_of(self.corpus.tokenizer)
-        self.method = build_method(
-            recipe.objective, recipe.masking, recipe.corruption, self.encoder, self.vocabulary, recipe.seed
-        ).to(accelerator.device)
-        if settings.gradient_checkpointing:
-            self.encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.loaders = [self._loader(phase.length) for phase in settings.phases]
-        self.held_out = self._held_out()
-        self.counts = self.corpus.counts(self.encoder.vocabulary.weight.shape[0])
-        self.method.train()
-        self.trainer = Trainer(self.method, self.loaders, settings, state, recipe.seed, accelerator)
+        corpus = open_text(recipe, self.objects, self.progress)
+        self._compare_text(corpus, state, force)
+        parts = self.parts = assemble(recipe, corpus, accelerator.device)
+        self.unigram = unigram_loss(parts)
+        self.trainer = Trainer(parts.method, parts.loaders, settings, state, recipe.seed, accelerator)
         self.initial = tensors.get("heldout.initial")
-        self.metrics = Metrics(self.folder / "metrics.jsonl", state.metrics_bytes, accelerator, self.listeners)
+        self.metrics = Metrics(
+            self.folder / "metrics.jsonl", state.metrics_bytes, accelerator, self.listeners
+        )
         self._spend_budget(state)  # may measure steps, so before what is saved is put in place
         if tensors:
             if self._changes(state):  # what the first loss was under the new settings
                 first = self._measure()
                 self.initial = first.losses
                 state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
-            restore_tensors(tensors, self.method, self.trainer.optimizers)
-            self.method.load_learned_state(state.learned)
+            restore_tensors(tensors, parts.method, self.trainer.optimizers)
+            parts.method.load_learned_state(state.learned)
             if state.threads != torch.get_num_threads():
-                log.warning("%d threads instead of %d: the last bits may differ", torch.get_num_threads(), state.threads)
+                log.warning(
+                    "%d threads instead of %d: the last bits may differ",
+                    torch.get_num_threads(),
+                    state.threads,
+                )
         state.threads = torch.get_num_threads()
         state.recipe = recipe.model_dump(mode="json")
 
-    def _compare_text(self, state: State, force: bool) -> None:
+    def _compare_text(self, corpus: Corpus, state: State, force: bool) -> None:
         """Refuse to go on with another text unless forced, and with another tokenizer at all."""
-        corpus = self.corpus
         stores = [store.fingerprint for store in (*corpus.stores, *corpus.held_out)]
         found = {
             "tokenizer": _digest(sorted(corpus.tokenizer.get_vocab().items())),
@@ -207,47 +200,15 @@ class Session:
         }
         if state.data.get("tokenizer", found["tokenizer"]) != found["tokenizer"]:
             raise ClozeError(
-                f"{self.folder}: its text has changed and gives another tokenizer: choose another --out folder, "
+                f"{self.folder}: its text has changed and gives another tokenizer: use another --out folder, "
                 f"or keep the old one: --force --set tokenizer={{kind: load, path: {self.folder / 'model'}}}"
             )
         if state.data.get("text", found["text"]) != found["text"] and not force:
             raise ClozeError(
-                f"{self.folder}: the text has changed since this run began: use --force to go on with the new one, "
+                f"{self.folder}: the text has changed since this run began: use --force to go on with it, "
                 "or another --out folder"
             )
         state.data = found
-
-    def _corpus(self) -> Corpus:
-        model = self.recipe.model
-        path = model.path if isinstance(model, PretrainedModelChoice) else None
-        corpus = open_corpus(self.recipe.data, self.recipe.tokenizer, path, self.objects, self.progress)
-        for line in corpus.report.lines():
-            log.info("%s", line)
-        return corpus
-
-    def _encoder(self) -> Encoder:
-        model = build_model(self.recipe.model, self.corpus.tokenizer, self.recipe.seed)
-        encoder = isolate(model)
-        if not encoder.isolates:
-            log.warning(
-                "%s cannot keep packed samples apart (leak probe): rows hold one sample each",
-                type(model).__name__,
-            )
-        return encoder
-
-    def _loader(self, length: int, held_out: bool = False) -> Loader:
-        longest = self.encoder.longest()
-        alone = not self.encoder.isolates
-        layout = self.corpus.layout(min(length, longest) if alone else length, longest, alone)
-        loader = self.corpus.held_out_loader(layout) if held_out else self.corpus.loader(layout, self.recipe.seed)
-        if not held_out and any(len(rows) == 0 for rows in loader.sources):
-            raise ClozeError("the training text is empty: give more text, or hold out less (data.heldout)")
-        return loader
-
-    def _held_out(self) -> HeldOutSet:
-        settings = self.recipe.evaluation
-        loader = self._loader(settings.length, held_out=True)
-        return HeldOutSet(loader, self.vocabulary, settings.rate, settings.tokens)
 
     def _spend_budget(self, state: State) -> None:
         """Turn the budget into a number of steps, once; it is kept in the state."""
@@ -256,8 +217,8 @@ class Session:
         phases = self.recipe.training.phases
         budget = Budget.parse(self.recipe.training.budget)
         tokens = sum(
-            phase.share * phase.rows * phase.length * _fill(loader)
-            for phase, loader in zip(phases, self.loaders, strict=True)
+            phase.share * phase.rows * phase.length * loader.fill
+            for phase, loader in zip(phases, self.parts.loaders, strict=True)
         )
         before = state.step, state.seconds
         if budget.unit == "seconds" and state.seconds_per_step is None:
@@ -268,7 +229,9 @@ class Session:
             self._measure()
             overhead = (time.perf_counter() - start) * (self.recipe.evaluation.times + 1)
             budget = Budget(max(budget.amount - before[1], 0.0), "seconds")
-            state.steps = before[0] + (budget.steps(tokens, state.seconds_per_step, overhead) if budget.amount else 0)
+            state.steps = before[0] + (
+                budget.steps(tokens, state.seconds_per_step, overhead) if budget.amount else 0
+            )
         else:
             state.steps = budget.steps(tokens, None)
         if before[0]:
@@ -283,7 +246,10 @@ class Session:
             self.initial = first.losses
             state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
             self._save()
-        evaluations = {round(i * state.steps / self.recipe.evaluation.times) for i in range(1, self.recipe.evaluation.times + 1)}
+        evaluations = {
+            round(i * state.steps / self.recipe.evaluation.times)
+            for i in range(1, self.recipe.evaluation.times + 1)
+        }
         mark = time.perf_counter()
         try:
             for result in self.trainer.run(state.steps):
@@ -336,7 +302,7 @@ class Session:
         )
 
     def _measure(self) -> HeldOutResult:
-        return self.held_out.evaluate(self.encoder, self.trainer.autocast())
+        return self.parts.held_out.evaluate(self.parts.encoder, self.trainer.autocast())
 
     def _evaluate(self) -> HeldOutResult:
         result = self._measure()
@@ -359,8 +325,8 @@ class Session:
         """A checkpoint, and the same model in model/."""
         state = self.state
         state.metrics_bytes = self.metrics.length
-        state.learned = self.method.learned_state()
-        tensors = tensors_of(self.method, self.trainer.optimizers)
+        state.learned = self.parts.method.learned_state()
+        tensors = tensors_of(self.parts.method, self.trainer.optimizers)
         if self.initial is not None:
             tensors["heldout.initial"] = self.initial
         path = self.checkpoints.path(state.step)
@@ -379,9 +345,9 @@ class Session:
 
     def _export(self, folder: Path) -> None:
         hf_logging.disable_progress_bar()
-        self.method.export().save_pretrained(folder)
-        tokenizer = self.corpus.tokenizer
-        tokenizer.model_max_length = min(self.encoder.longest(), 10**9)
+        self.parts.method.export().save_pretrained(folder)
+        tokenizer = self.parts.corpus.tokenizer
+        tokenizer.model_max_length = min(self.parts.encoder.longest(), 10**9)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(self.recipe, self._summary()), encoding="utf-8")
 
@@ -391,8 +357,10 @@ class Session:
 
         if self.accelerator.is_main_process:
             result = self._measure()
-            tokenizer = self.corpus.tokenizer
-            found = samples(self.held_out, self.encoder, tokenizer, self.counts, self.initial, result)
+            parts = self.parts
+            found = samples(
+                parts.held_out, parts.encoder, parts.corpus.tokenizer, parts.counts, self.initial, result
+            )
             (self.folder / "report.html").unlink(missing_ok=True)  # of a smaller budget
             write_json(self.folder / "samples.json", found)
             whole = self.state.step >= self.state.steps
@@ -402,77 +370,11 @@ class Session:
         return self._summary_on_disk()
 
     def _summary(self, status: str = "stopped") -> dict[str, Any]:
-        state, recipe, corpus = self.state, self.recipe, self.corpus
-        model = self.method.export()
-        held = self.held_out
-        labels = torch.cat([labels for *_, labels in held.items()])
-        return {
-            "recipe": recipe.name,
-            "about": recipe.about,
-            "paper": recipe.paper,
-            "status": status,
-            "unbiased": recipe.masking.unbiased,
-            "choices": recipe.choices(),
-            "parameters": parameters(self.method),
-            "tokens_seen": state.tokens,
-            "steps": state.step,
-            "budget_steps": state.steps,
-            "seconds": round(state.seconds, 2),
-            "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
-            "heldout_loss_initial": state.heldout.get("loss_initial"),
-            "heldout_loss": state.heldout.get("loss"),
-            "heldout_accuracy": state.heldout.get("accuracy"),
-            "heldout_rate": recipe.evaluation.rate,
-            "unigram_loss": unigram_losses(labels, self.counts).double().mean().item(),
-            "seed": recipe.seed,
-            "model": {
-                "class": type(model).__name__,
-                "family": model.config.model_type,
-                "layers": model.config.num_hidden_layers,
-                "width": model.config.hidden_size,
-                "longest_sample": self.encoder.longest(),
-            },
-            "data": {
-                "sources": [s.path for s in recipe.data.sources] + [type(o).__name__ for o in self.objects],
-                "documents": sum(s.totals["documents"] for s in corpus.stores),
-                "tokens_train": sum(r.tokens for r in self.loaders[-1].sources),
-                "tokens_heldout": sum(r.tokens for r in held.loader.sources),
-                "heldout_tokens_predicted": labels.numel(),
-                "vocabulary": len(corpus.tokenizer),
-                "fill": round(_fill(self.loaders[-1]), 4),
-                "passes": round(state.tokens / max(1, sum(r.used for r in self.loaders[-1].sources)), 3),
-            },
-            "environment": environment(self.accelerator.device, recipe.training.precision),
-        }
+        numbers = summarise(
+            self.recipe, self.parts, self.state, self.unigram, self.accelerator.device, self.objects
+        )
+        return numbers | {"status": status}
 
 
 def _digest(content: Any) -> str:
     return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
-
-
-def _fill(loader: Loader) -> float:
-    total = sum(loader.weights)
-    return sum(r.fill * w / total for r, w in zip(loader.sources, loader.weights, strict=True))
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM instead of dying of it; a second one works as usual."""
-    asked: list[int] = []
-
-    def ask(number: int, _frame: Any) -> None:
-        asked.append(number)
-        signal.signal(number, before[number])
-        log.warning("stopping after this step; the state will be saved")
-
-    before: dict[int, Any] = {}
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            before[number] = signal.signal(number, ask)
-    except ValueError:  # not the main thread
-        pass
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

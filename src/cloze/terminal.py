@@ -74,14 +74,17 @@ class Terminal:
             self._held = f"  held-out {record['loss']:.3f}"
             if self.plain:
                 self.console.print(
-                    f"step {record['step']:>6}  held-out loss {record['loss']:.3f}  accuracy {record['accuracy']:.1%}",
+                    f"step {record['step']:>6}  held-out loss {record['loss']:.3f}  "
+                    f"accuracy {record['accuracy']:.1%}",
                     highlight=False,
                 )
         elif kind == "step":
             speed = record["tokens_per_second"]
             left = ""
             if self.total and record["step"]:
-                left = f"  {duration(record['seconds'] / record['step'] * (self.total - record['step']))} left"
+                left = (
+                    f"  {duration(record['seconds'] / record['step'] * (self.total - record['step']))} left"
+                )
             line = f"loss {record['loss']:.3f}{self._held}  {amount(speed)} tok/s{left}"
             self._show(line, record["step"])
 
@@ -99,7 +102,11 @@ class Terminal:
                 self.console.print(place + line, highlight=False, soft_wrap=True)
             return
         if self._bar is None:
-            columns = [SpinnerColumn(), BarColumn(bar_width=16), TextColumn("{task.description}", markup=False)]
+            columns = [
+                SpinnerColumn(),
+                BarColumn(bar_width=16),
+                TextColumn("{task.description}", markup=False),
+            ]
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task("", total=self.total)

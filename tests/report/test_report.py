@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import write_fake_run
+from report.fake_run import write_fake_run
 
 from cloze.errors import ClozeError
 from cloze.report import save_loss_plot, write_report

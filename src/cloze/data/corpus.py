@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from cloze.data.store import INDEX, Store
 from cloze.data.tokenizer_training import train_tokenizer
 from cloze.data.tokenizers import TokenizerReport, check_tokenizer, load_tokenizer
 from cloze.errors import ClozeError
+
+log = logging.getLogger("cloze")
 
 Progress = Callable[[str, int, int], None]  # what is done, characters, tokens: each since the last call
 
@@ -120,7 +123,7 @@ class Corpus:
         return Loader(rows, weights, seed, pad, never)
 
     def counts(self, size: int) -> np.ndarray:
-        """How often each id occurs in the training text, sources weighted as they are drawn: [size] float64."""
+        """How often each id occurs in the training text, sources as they are drawn: [size] float64."""
         total = np.zeros(size)
         for store, limit, weight in zip(self.stores, self.limits, self.weights, strict=True):
             counts = count_tokens(store, limit, held_out=False, size=size)
@@ -168,12 +171,15 @@ def open_corpus(
 
 def _limit(store: Store, config: HeldOut, total: int) -> int:
     share = store.totals["tokens"] / total  # each source gives its part of the minimum
-    return held_out_threshold(store, config.model_copy(update={"minimum": max(1, int(config.minimum * share))}))
+    return held_out_threshold(
+        store, config.model_copy(update={"minimum": max(1, int(config.minimum * share))})
+    )
 
 
 def _look(tokenizer: PreTrainedTokenizerFast, store: Store) -> TokenizerReport:
     texts = [
-        str(tokenizer.decode(store.tokens(r, 0, 2000), skip_special_tokens=True)) for r in range(min(8, len(store)))
+        str(tokenizer.decode(store.tokens(r, 0, 2000), skip_special_tokens=True))
+        for r in range(min(8, len(store)))
     ]
     return check_tokenizer(tokenizer, [t for t in texts if t.split()] or ["?"])
 
@@ -187,10 +193,13 @@ def _tokenizer(
     if made:
         return load_tokenizer(made[0] / "tokenizer")
     if isinstance(choice, LoadTokenizer):
-        raise ClozeError("tokenizer.path is missing: give a tokenizer folder or hub id, or tokenizer.kind=train")
+        raise ClozeError(
+            "tokenizer.path is missing: give a tokenizer folder or hub id, or tokenizer.kind=train"
+        )
     name = [choice.model_dump(), data.heldout.share, *(_fingerprint(data, s) for s in sources)]
     folder = _cache(data) / "tokenizers" / _digest(name)
     if not (folder / "tokenizer.json").is_file():
+        log.info("training a tokenizer of %s tokens", f"{choice.vocabulary:,}")
         texts = _training_text(data, sources, choice.sample)
         tokenizer = train_tokenizer(texts, choice.algorithm, choice.vocabulary, choice.lowercase)
         tokenizer.save_pretrained(folder)
@@ -198,7 +207,7 @@ def _tokenizer(
 
 
 def _training_text(data: Data, sources: Sequence[Any], characters: int) -> Iterator[str]:
-    """Text for the tokenizer: as many characters of each source, without the sections that the share holds out."""
+    """Text for the tokenizer: equal parts of each source, without what the share holds out."""
     limit = int(data.heldout.share * 2**64) if not data.heldout.path else -1
     for source in sources:
         left = characters // len(sources)
@@ -242,7 +251,7 @@ def _finished(source: Any) -> Path | None:
 
 
 def source_tokens(data: Data, source: Source) -> tuple[str, int]:
-    """A line on a source's size, and its tokens (about four characters each where it is not tokenised yet)."""
+    """A line on a source's size, and its tokens (four characters each where it is not tokenised)."""
     folder = _finished(source)
     if folder is not None:
         tokens = Store.open(folder).totals["tokens"]
@@ -305,7 +314,9 @@ def make_store(
             choice = TrainTokenizer.model_validate({"algorithm": algorithm, "vocabulary": vocabulary})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ClozeError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
+        raise ClozeError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})"
+        ) from error
     loaded = _tokenizer(data, data.sources, choice, None)
     name = ", ".join(s.path for s in data.sources)
     return prepare(

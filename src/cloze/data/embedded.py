@@ -7,6 +7,9 @@ for a model worth keeping. Titles, source and rights are in `corpus/NOTICE.md`.
 from importlib.resources import files
 from pathlib import Path
 
+BOOKS = "cloze:books"
+"""The embedded books as a data source; it names no folder, so a run can move with its clone."""
+
 
 def books() -> Path:
     """The path of the packaged corpus: gzipped JSON lines, a book a line.

@@ -21,6 +21,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from cloze.data.embedded import BOOKS, books
 from cloze.errors import ClozeError
 
 Row = dict[str, object]
@@ -50,7 +51,13 @@ def is_saved_dataset(path: Path) -> bool:
 def looks_local(path: str) -> bool:
     """Whether a path means local files, existing or not, rather than a hub dataset "organisation/name"."""
     place = Path(path).expanduser()
-    if place.exists() or _GLOB.search(path) or ending(place) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    if (
+        path == BOOKS
+        or place.exists()
+        or _GLOB.search(path)
+        or ending(place)
+        or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)
+    ):
         return True
     return path.startswith(".") or place.parent.is_dir()
 
@@ -60,6 +67,8 @@ def find(path: str) -> list[Path]:
 
     Raises ClozeError if there is nothing there, or nothing that can be read.
     """
+    if path == BOOKS:
+        return [books()]
     place = Path(path).expanduser()
     if place.is_dir():
         if (place / "store.json").exists() or (place / "store.partial.json").exists():

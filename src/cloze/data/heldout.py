@@ -53,7 +53,7 @@ def threshold(sections: Iterable[tuple[np.ndarray, np.ndarray]], config: HeldOut
     held = max(shared, int(sizes.sum()))
     if held < config.minimum or total - held < config.minimum:
         raise ClozeError(
-            f"the text is too short: {total:,} tokens, of which data.heldout.minimum={config.minimum:,} are to "
-            "be held out and as many trained on; give more text, a smaller minimum, or data.heldout.path"
+            f"the text is too short: {total:,} tokens, of which data.heldout.minimum={config.minimum:,} are "
+            "to be held out and as many trained on; give more text, a smaller minimum, or data.heldout.path"
         )
     return max(by_share, by_minimum)

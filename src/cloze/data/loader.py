@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +52,12 @@ class Loader:
     def layout(self) -> Layout:
         """How samples are laid in rows."""
         return self.sources[0].layout
+
+    @property
+    def fill(self) -> float:
+        """Share of the slots that is not padding, sources weighted as they are drawn."""
+        total = sum(self.weights)
+        return sum(r.fill * w / total for r, w in zip(self.sources, self.weights, strict=True))
 
     def rows_at(self, places: Sequence[int]) -> list[tuple[int, int, int]]:
         """(source, row, visit) of the rows at positions `places` of the endless sequence."""

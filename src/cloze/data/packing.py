@@ -34,7 +34,11 @@ class Pieces:
 
 
 def runs_of(
-    section_starts: np.ndarray, held_out: np.ndarray, lengths: np.ndarray, first_section: np.ndarray, wanted: bool
+    section_starts: np.ndarray,
+    held_out: np.ndarray,
+    lengths: np.ndarray,
+    first_section: np.ndarray,
+    wanted: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Maximal runs of consecutive sections of one record that are (not) held out.
 

@@ -125,7 +125,9 @@ def _pack(store: Store, layout: Layout, limit: int | None, held_out: bool) -> Pi
 
 
 def _read(folder: Path) -> Pieces:
-    return Pieces(*(np.load(folder / f"{c}.npy", mmap_mode="r") for c in ("record", "start", "length", "rows")))
+    return Pieces(
+        *(np.load(folder / f"{c}.npy", mmap_mode="r") for c in ("record", "start", "length", "rows"))
+    )
 
 
 def _write(folder: Path, pieces: Pieces) -> None:

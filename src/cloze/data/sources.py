@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cloze.data.embedded import BOOKS
 from cloze.data.files import Row, TextSplit, ending, find, is_saved_dataset, looks_local, rows
 from cloze.data.hub import offline
 from cloze.errors import ClozeError
@@ -72,7 +73,7 @@ class Source(BaseModel):
         if weighted and not Path(text).expanduser().exists():
             values = dict(zip(("name", "weight", "path"), weighted.groups(), strict=True))
         path, _, config = values["path"].rpartition(":")
-        if path and not looks_local(path) and not Path(values["path"]).expanduser().exists():
+        if path and values["path"] != BOOKS and not looks_local(path) and not _exists(values["path"]):
             values |= {"path": path, "config": config}
         try:
             return cls(**values)
@@ -82,6 +83,10 @@ class Source(BaseModel):
             raise ClozeError(
                 f"data {text!r}: {field}: {problem['msg']}; write PATH or NAME=WEIGHT:PATH"
             ) from None
+
+
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().exists()
 
 
 def read(
@@ -141,7 +146,10 @@ def fingerprint(
                 sorted(file for file in place.rglob("*") if file.is_file()) if saved else find(source.path)
             )
             stats = [(file.resolve(), file.stat()) for file in files]
-            parts += [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+            if source.path == BOOKS:  # the same wherever, and whenever, the package was installed
+                parts += [stat.st_size for _, stat in stats]
+            else:
+                parts += [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     else:
         members = source.items() if isinstance(source, dict) else [("", source)]
         parts += [(name, getattr(member, "_fingerprint", repr(member))) for name, member in members]

@@ -65,7 +65,9 @@ class HeldOutSet:
         available = sum(len(r) for r in self.loader.sources)
         rows = min(available, max(1, self.tokens // length))
         if rows == 0:
-            raise ClozeError("there is no held-out text: lower data.heldout.minimum or give data.heldout.path")
+            raise ClozeError(
+                "there is no held-out text: lower data.heldout.minimum or give data.heldout.path"
+            )
         at_once = max(1, FORWARD_TOKENS // length)
         masking, corruption = Uniform(rate=self.rate), Replace(mask=1.0, random=0.0)
         # Rows are taken evenly over the whole held-out text, not from its start.

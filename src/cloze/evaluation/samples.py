@@ -58,7 +58,8 @@ def _words(
         columns["loss_initial"] = mean(initial)
     chosen = count.argsort(descending=True, stable=True)[:400].tolist()
     return [
-        {"word": tokenizer.decode([int(ids[i])])} | {name: _round(values[i]) for name, values in columns.items()}
+        {"word": tokenizer.decode([int(ids[i])])}
+        | {name: _round(values[i]) for name, values in columns.items()}
         for i in chosen
     ]
 
@@ -86,7 +87,11 @@ def _bands(counts: np.ndarray, result: HeldOutResult, unigram: Tensor) -> list[d
 
 @torch.no_grad()
 def _examples(
-    held_out: HeldOutSet, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, number: int = 6, length: int = 60
+    held_out: HeldOutSet,
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerFast,
+    number: int = 6,
+    length: int = 60,
 ) -> list[dict[str, Any]]:
     """The beginnings of some held-out samples, with the model's guesses at the masked tokens."""
     training = encoder.training
@@ -109,7 +114,9 @@ def _examples(
     ids = batch.ids.flatten().tolist()
     examples = []
     for sample in chosen:
-        inside = ((segment == sample) & (batch.index.flatten() >= 0) & (batch.index.flatten() < length)).nonzero()
+        inside = (
+            (segment == sample) & (batch.index.flatten() >= 0) & (batch.index.flatten() < length)
+        ).nonzero()
         tokens = []
         for place in inside.flatten().tolist():
             token: dict[str, Any] = {"text": tokenizer.decode([ids[place]])}

@@ -15,6 +15,7 @@ for _module in iter_modules(__path__, prefix=f"{__name__}."):
     import_module(_module.name)
 
 POLICIES: dict[str, type[Masking]] = {
-    cls.model_fields["kind"].default: cls for cls in sorted(Masking.__subclasses__(), key=lambda c: c.__name__)
+    cls.model_fields["kind"].default: cls
+    for cls in sorted(Masking.__subclasses__(), key=lambda c: c.__name__)
 }
 """{kind: class} of all policies."""

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from cloze.data.batch import Batch
 from cloze.masking.plan import MaskPlan
-from cloze.random import Stream, bits, uniform
 from cloze.masking.units import Units
+from cloze.random import Stream, bits, uniform
 
 
 def rank_within(sample: Tensor, score: Tensor) -> Tensor:

@@ -20,7 +20,12 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
 
 
 def build_method(
-    objective: MlmObjective, masking: Masking, corruption: Replace, encoder: Encoder, vocabulary: Vocabulary, seed: int
+    objective: MlmObjective,
+    masking: Masking,
+    corruption: Replace,
+    encoder: Encoder,
+    vocabulary: Vocabulary,
+    seed: int,
 ) -> Method:
     """The method of a recipe's choices."""
     return Mlm(encoder, masking.build(), corruption, vocabulary, seed)

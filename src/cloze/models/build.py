@@ -87,7 +87,8 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
     heads = choice.heads or max(1, width // 64)
     if width % heads or (width // heads) % 2:
         raise ClozeError(
-            f"model.width={width} cannot be split over model.heads={heads}: width/heads must be a whole even number"
+            f"model.width={width} cannot be split over model.heads={heads}: "
+            "width/heads must be a whole even number"
         )
     shared: dict[str, Any] = {
         "vocab_size": -(-len(tokenizer) // 64) * 64,

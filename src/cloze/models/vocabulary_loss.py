@@ -102,7 +102,9 @@ class _VocabularyLoss(torch.autograd.Function):
             return (None,) * 6
         saved = ctx.saved_tensors
         wanted = ctx.dtypes
-        scaled = (None if g is None else (g * scale.to(g.dtype)).to(d) for g, d in zip(saved, wanted, strict=True))
+        scaled = (
+            None if g is None else (g * scale.to(g.dtype)).to(d) for g, d in zip(saved, wanted, strict=True)
+        )
         return *scaled, None, None, None
 
 

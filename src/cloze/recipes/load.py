@@ -18,7 +18,9 @@ from cloze.recipes.schema import Recipe
 
 def shipped() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in files(__package__).iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in files(__package__).iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def list_recipes() -> list[Recipe]:
@@ -97,7 +99,11 @@ def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
     below: Any = tree
     for key in keys[:-1]:
         below = below.get(key) if isinstance(below, dict) else None
-    if keys[-1] == "kind" and isinstance(below, dict) and below.get("kind") not in (None, yaml.safe_load(value)):
+    if (
+        keys[-1] == "kind"
+        and isinstance(below, dict)
+        and below.get("kind") not in (None, yaml.safe_load(value))
+    ):
         keep = {k: v for k, v in below.items() if k == "rate"}  # every masking has a rate
         parsed_leaf = keep | {"kind": yaml.safe_load(value)}
         for key in reversed(keys[:-1]):
@@ -106,19 +112,17 @@ def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
     return merge(tree, parsed)
 
 
-def load_recipe(
-    name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
-) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
     """A validated recipe.
 
     Args:
         name: a shipped recipe or the path of a YAML file.
-        overrides: `some.field=value` each, the value in YAML.
-        values: a tree that is laid over all of it, such as what the command's options say.
+        overrides: `some.field=value` each, the value in YAML; they have the last word.
+        values: a tree that is laid over the recipe, such as what the command's options say.
 
     Errors: one line that names the field, what is wrong and what is allowed.
     """
-    tree = merge(override(_tree(name), overrides), values or {})
+    tree = override(merge(_tree(name), values or {}), overrides)
     tree.setdefault("name", Path(name).stem)
     return validate(tree, name)
 
@@ -195,7 +199,9 @@ def _explain(error: ValidationError) -> str:
     if first["type"] in ("model_type", "model_attributes_type"):
         kinds = {m.model_fields["kind"].default: m for m in models if "kind" in m.model_fields}
         names = f"{field}.kind is one of" if len(kinds) > 1 else "its fields are"
-        allowed = sorted(kinds) if len(kinds) > 1 else sorted({name for m in models for name in m.model_fields})
+        allowed = (
+            sorted(kinds) if len(kinds) > 1 else sorted({name for m in models for name in m.model_fields})
+        )
         return f"{field}: must be a mapping, not {first['input']!r}: {names} {', '.join(allowed)}"
     if first["type"] == "tuple_type":
         return f"{field}: must be a list, not {first['input']!r}"

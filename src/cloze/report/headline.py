@@ -56,7 +56,14 @@ def tiles(run: Run) -> str:
     if loss is not None:
         learnt.append(_tile("held-out loss", f"{loss:.2f}", "nats", _against_unigram(loss, unigram)))
     if accuracy is not None:
-        learnt.append(_tile("masked accuracy", percent(accuracy), "", f"first guess right, uniform {heldout_rate(run)} masks"))
+        learnt.append(
+            _tile(
+                "masked accuracy",
+                percent(accuracy),
+                "",
+                f"first guess right, uniform {heldout_rate(run)} masks",
+            )
+        )
     if loss is not None:
         learnt.append(_tile("perplexity", _exp(loss), "", "exp(loss), per hidden token"))
     if tokens is not None:
@@ -104,7 +111,8 @@ def interpretation(run: Run) -> str:
         )
     sentences += _course(run)
     sentences.append(
-        f"Masks for this measurement hide a uniform {heldout_rate(run)} of the tokens and are the same at every evaluation. "
+        f"Masks for this measurement hide a uniform {heldout_rate(run)} of the tokens and are the same at "
+        "every evaluation. "
         "Compare these numbers only with runs on the same held-out text and tokenizer. This is one run with "
         "one seed: a small difference from another may be chance, and no number here says how the encoder "
         "will do once it is fine-tuned."
@@ -125,9 +133,7 @@ def training_note(run: Run) -> str:
     return (
         f"Training loss depends on the masking rate{masked} and the recipe's objective, so unless both "
         "match it cannot be compared with the held-out loss, which is always measured at "
-        f"{heldout_rate(run)}."
-        + (thinned if run.thinned_by > 1 else "")
-        + ("" if comparable(run) else apart)
+        f"{heldout_rate(run)}." + (thinned if run.thinned_by > 1 else "") + ("" if comparable(run) else apart)
     )
 
 

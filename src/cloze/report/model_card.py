@@ -25,8 +25,9 @@ tags: [masked-language-modelling, cloze]
 {objective}Pretrained by [cloze](https://pypi.org/project/cloze-pretrain/) with the recipe `{recipe.name}`: \
 {summary["steps"]:,} steps, {summary["tokens_seen"]:,} tokens, {summary["parameters"]:,} parameters.
 
-Held-out loss {loss:.3f} nats (fixed uniform masks on {recipe.evaluation.rate:.0%} of the tokens; a unigram model has \
-{unigram:.3f}), accuracy {summary["heldout_accuracy"]:.1%}. Such losses compare only on the same text and tokenizer.
+Held-out loss {loss:.3f} nats (fixed uniform masks on {recipe.evaluation.rate:.0%} of the tokens; a \
+unigram model has {unigram:.3f}), accuracy {summary["heldout_accuracy"]:.1%}. Such losses compare \
+only on the same text and tokenizer.
 
 | choice | |
 |---|---|

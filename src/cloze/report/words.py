@@ -30,7 +30,8 @@ def frequency_bands(samples: dict[str, Any]) -> str:
         )
     return (
         '<h3>By frequency</h3><p class="note">Loss in nats on hidden tokens, grouped by the rank of the '
-        'token in the training text (1 is the most frequent): <span class="key base"></span>knowing frequencies only (unigram), '
+        "token in the training text (1 is the most frequent): "
+        '<span class="key base"></span>knowing frequencies only (unigram), '
         '<span class="key model"></span>the model. The gap is what it has learnt from context.</p>'
         '<table class="bands"><thead><tr><th>rank</th><th class="wide">loss</th><th>accuracy</th>'
         f"<th>hidden</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -34,7 +34,9 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """From `30m`, `2h`, `10Mtok`, `5000steps`."""
-        number = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][0-9]+)?"  # not 1,5h, which is no 15h
+        number = (
+            r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][0-9]+)?"  # not 1,5h, which is no 15h
+        )
         match = re.fullmatch(rf"\s*({number})\s*([a-zA-Z]+)\s*", str(text))
         unit = match[2] if match else ""
         known = None if unit == "M" else _UNITS.get(unit.lower())  # 10M: minutes, or millions of tokens?

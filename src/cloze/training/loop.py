@@ -78,7 +78,8 @@ class Trainer:
         for phase in settings.phases:
             if phase.rows % accelerator.num_processes:
                 raise ClozeError(
-                    f"training.phases: {phase.rows} rows cannot be split over {accelerator.num_processes} processes"
+                    f"training.phases: {phase.rows} rows cannot be split over "
+                    f"{accelerator.num_processes} processes"
                 )
         lengths = [phase.length for phase in settings.phases]
         self.streams = [lengths.index(length) for length in lengths]  # phases of one length share their rows
@@ -125,7 +126,9 @@ class Trainer:
         at_once = mine if most is None else min(mine, max(1, most // phase.length))
         starts = range(0, mine, at_once)
         return [
-            (first + step * phase.rows + start, min(at_once, mine - start)) for step in range(steps) for start in starts
+            (first + step * phase.rows + start, min(at_once, mine - start))
+            for step in range(steps)
+            for start in starts
         ]
 
     def step(self, batches: list[Batch], observe: bool = True) -> StepResult:
@@ -175,7 +178,8 @@ class Trainer:
             with self._no_sync(last), self.autocast():
                 outcome = self.wrapped(work)
                 objective = sum(
-                    self.method.coefficients[term] * value / weights[term] for term, value in outcome.sums.items()
+                    self.method.coefficients[term] * value / weights[term]
+                    for term, value in outcome.sums.items()
                 )
             assert isinstance(objective, Tensor)
             with self._no_sync(last):
@@ -205,7 +209,9 @@ class Trainer:
 
     def _where(self, loss: float, norm: float, works: list[Work]) -> str:
         step, index = self.state.step, self.phase_at(self.state.step)
-        rows = self.loaders[index].describe(self.state.cursors[self.streams[index]], self.settings.phases[index].rows)
+        rows = self.loaders[index].describe(
+            self.state.cursors[self.streams[index]], self.settings.phases[index].rows
+        )
         keys = [str(k) for w in works for k in w.batch.keys.tolist()]
         return (
             f"the loss is {loss} and the gradient's norm {norm} at step {step}; nothing was updated. Rows "
@@ -216,7 +222,8 @@ class Trainer:
     def calibrate(self, steps: int = 6, warm: int = 2) -> list[float]:
         """Seconds per step of each phase, measured on real batches with a learning rate of 0.
 
-        The mean of the faster half: a machine that is busy for a moment must not shorten a whole run. Parameters and state are as before; optimisers start anew.
+        The mean of the faster half: a machine that is busy for a moment must not shorten a whole run.
+        Parameters and state are as before; optimisers start anew.
         """
         found = []
         state, settings = self.state, self.settings

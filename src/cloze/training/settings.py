@@ -67,7 +67,9 @@ class Training(Config):
 class Evaluation(Config):
     """The held-out loss: always on the same fixed uniform masks, so that recipes compare."""
 
-    times: int = Field(10, ge=1, description="evaluations over the run, besides the one before the first step")
+    times: int = Field(
+        10, ge=1, description="evaluations over the run, besides the one before the first step"
+    )
     tokens: int = Field(50_000, ge=1, description="most held-out tokens in one evaluation")
     rate: float = Field(0.15, gt=0.0, lt=1.0)
     length: int = Field(128, ge=8, description="tokens in a row; losses compare at equal length only")

@@ -85,7 +85,11 @@ def restore_tensors(
         for group in optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 start, end = f"optimizer{i}.", f".{name}"
-                keys = [k for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer") if start + k + end in saved]
+                keys = [
+                    k
+                    for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+                    if start + k + end in saved
+                ]
                 # Copies, and on the parameter's device: fused optimisers keep even their step there.
                 optimizer.state[parameter] = {
                     k: saved[start + k + end].to(parameter.device, copy=True) for k in keys
@@ -190,7 +194,9 @@ class Checkpoints:
                 return State(**content), load_file(folder / "training.safetensors")
             note(f"checkpoint {self.path(step).name} is damaged ({problem}): going back to the one before")
         if steps:
-            raise ClozeError(f"{self.folder}: every checkpoint is damaged; start again in another --out folder")
+            raise ClozeError(
+                f"{self.folder}: every checkpoint is damaged; start again in another --out folder"
+            )
         return None
 
     def damage(self, step: int) -> str | None:

@@ -1,0 +1,97 @@
+"""From a recipe to its parts: text, encoder, method, batches and held-out text, ready to run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cloze.corruption.replace import Vocabulary
+from cloze.data.corpus import Corpus, Progress, open_corpus
+from cloze.data.loader import Loader
+from cloze.errors import ClozeError
+from cloze.evaluation.heldout import HeldOutSet
+from cloze.methods.base import Method
+from cloze.methods.build import build_method, vocabulary_of
+from cloze.models.build import PretrainedModelChoice, build_model
+from cloze.models.encoder import Encoder, isolate
+from cloze.recipes.schema import Recipe
+
+log = logging.getLogger("cloze")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a recipe is made of.
+
+    Attributes:
+        corpus: tokenizer and text. vocabulary: what corruptions need of the tokenizer.
+        encoder: the model that is trained, inside `method`.
+        loaders: training batches of each phase.
+        held_out: what is measured.
+        counts: [vocabulary] float64, how often each token occurs in the training text.
+    """
+
+    corpus: Corpus
+    vocabulary: Vocabulary
+    encoder: Encoder
+    method: Method
+    loaders: list[Loader]
+    held_out: HeldOutSet
+    counts: np.ndarray
+
+
+def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
+    """The parts of a recipe on text that is open, with the networks on `device`."""
+    encoder = _encoder(recipe, corpus)
+    vocabulary = vocabulary_of(corpus.tokenizer)
+    method = build_method(
+        recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, recipe.seed
+    ).to(device)
+    if recipe.training.gradient_checkpointing:
+        encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+    method.train()
+    evaluation = recipe.evaluation
+    held_out = _loader(recipe, corpus, encoder, evaluation.length, held_out=True)
+    return Parts(
+        corpus,
+        vocabulary,
+        encoder,
+        method,
+        loaders=[_loader(recipe, corpus, encoder, phase.length) for phase in recipe.training.phases],
+        held_out=HeldOutSet(held_out, vocabulary, evaluation.rate, evaluation.tokens),
+        counts=corpus.counts(encoder.vocabulary.weight.shape[0]),
+    )
+
+
+def open_text(recipe: Recipe, objects: list[Any], progress: Progress | None) -> Corpus:
+    """Tokenizer and text of a recipe; logs what the tokenizer makes of the text."""
+    model = recipe.model
+    path = model.path if isinstance(model, PretrainedModelChoice) else None
+    corpus = open_corpus(recipe.data, recipe.tokenizer, path, objects, progress)
+    for line in corpus.report.lines():
+        log.info("%s", line)
+    return corpus
+
+
+def _encoder(recipe: Recipe, corpus: Corpus) -> Encoder:
+    encoder = isolate(build_model(recipe.model, corpus.tokenizer, recipe.seed))
+    if not encoder.isolates:
+        name = type(encoder.model).__name__
+        log.warning("%s cannot keep packed samples apart (leak probe): rows hold one sample each", name)
+    return encoder
+
+
+def _loader(recipe: Recipe, corpus: Corpus, encoder: Encoder, length: int, held_out: bool = False) -> Loader:
+    longest = encoder.longest()
+    alone = not encoder.isolates
+    layout = corpus.layout(min(length, longest) if alone else length, longest, alone)
+    if held_out:
+        return corpus.held_out_loader(layout)
+    loader = corpus.loader(layout, recipe.seed)
+    if any(len(rows) == 0 for rows in loader.sources):
+        raise ClozeError("the training text is empty: give more text, or hold out less (data.heldout)")
+    return loader

@@ -217,7 +217,7 @@ def test_ctrl_c_while_reading_says_how_to_go_on(
 
     command = ["pretrain", "mlm", "--data", str(corpus), "--out", "run", *sets]
     with monkeypatch.context() as patch:
-        patch.setattr("cloze.session.open_corpus", interrupted)
+        patch.setattr("cloze.assembly.open_corpus", interrupted)
         result = cloze(*command)
     assert result.code == 130
     assert "Traceback" not in result.err

@@ -252,8 +252,9 @@ def main() -> None:
     """Entry point: mistakes are one line and exit code 2, `--debug` shows their traceback."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # also behind the command
     debug = len(arguments) != len(sys.argv) - 1
-    # Spinning threads starve each other as soon as anything else runs on the machine (docs/lab-diary.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long starve each other as soon as anything else runs (benchmarks/threads.py).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not debug:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

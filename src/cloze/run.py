@@ -94,7 +94,7 @@ def resolve(
         over["training"] = {"budget": str(budget)}
     if model is not None:
         over["model"] = {"kind": "pretrained", "path": str(model)}
-        over["tokenizer"] = {"kind": "load"}
+        overrides = ["tokenizer.kind=load", *overrides]  # its own, unless they say otherwise
     if isinstance(recipe, Recipe):
         chosen = validate(merge(override(recipe.model_dump(), overrides), over), recipe.name)
     else:

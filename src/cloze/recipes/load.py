@@ -117,12 +117,12 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
 
     Args:
         name: a shipped recipe or the path of a YAML file.
-        overrides: `some.field=value` each, the value in YAML; they have the last word.
-        values: a tree that is laid over the recipe, such as what the command's options say.
+        overrides: `some.field=value` each, the value in YAML.
+        values: a tree that is laid over all of it, such as what the command's options say.
 
     Errors: one line that names the field, what is wrong and what is allowed.
     """
-    tree = override(merge(_tree(name), values or {}), overrides)
+    tree = merge(override(_tree(name), overrides), values or {})
     tree.setdefault("name", Path(name).stem)
     return validate(tree, name)
 

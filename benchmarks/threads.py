@@ -1,0 +1,58 @@
+"""How OpenMP threads should wait: training speed when idle, and beside a process that computes.
+
+    python benchmarks/threads.py
+
+Runs the demo recipe for some steps under several settings of libgomp, in turn, and prints tokens per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+WAYS = (
+    "GOMP_SPINCOUNT=300000",  # libgomp's own default; the command's is 1000
+    "OMP_WAIT_POLICY=PASSIVE",
+    "GOMP_SPINCOUNT=10000",
+    "GOMP_SPINCOUNT=1000",
+    "GOMP_SPINCOUNT=100",
+)
+
+
+def speed(way: str, steps: int) -> float:
+    """Median tokens per second of the log lines of one run."""
+    environment = os.environ | dict([way.split("=")])
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "cloze", "pretrain", "demo", "--out", str(out)]
+        command += ["--budget", f"{steps}steps", "--set", "evaluation.times=1"]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return statistics.median(line["tokens_per_second"] for line in lines if line["kind"] == "step")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=2)
+    arguments = parser.parse_args()
+    for busy in (False, True):
+        rival = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+        try:
+            for _ in range(arguments.repeats):
+                for way in WAYS:
+                    found = speed(way, arguments.steps)
+                    print(f"{'busy' if busy else 'idle'}  {way:<24} {found:>8,.0f} tokens/s", flush=True)
+        finally:
+            if rival is not None:
+                rival.kill()
+
+
+if __name__ == "__main__":
+    main()

@@ -131,7 +131,7 @@ MEANINGS = {
     "Recipe.objective": "what is predicted and how it is scored",
     "Recipe.training": "steps, batch, optimiser, files",
     "Recipe.evaluation": "the held-out loss",
-    "Source.path": "file, folder, glob, saved or hub dataset, or store",
+    "Source.path": "file, folder, glob, saved or hub dataset, store, or `cloze:books` (in the package)",
     "Source.name": "a label for mixtures",
     "Source.weight": "share of rows that come from here, relative to the other sources",
     "Source.config": "configuration of a hub dataset",

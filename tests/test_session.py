@@ -614,3 +614,15 @@ def test_rows_longer_than_the_encoder_takes_hold_several_samples(train: Train, t
     run = train(tmp_path / "run", "training.phases=[{share: 1.0, length: 256, rows: 2}]")
     assert run.summary["data"]["fill"] > 0.97
     assert run.summary["model"]["longest_sample"] == 64
+
+
+# -- compiled ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile's own
+def test_a_compiled_run_is_the_same_run(train: Train, tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", budget="4steps")
+    compiled = train(tmp_path / "compiled", "training.compile=true", budget="4steps")
+    assert compiled.summary["heldout_loss"] == pytest.approx(plain.summary["heldout_loss"], abs=1e-3)
+    assert compiled.summary["heldout_loss"] != compiled.summary["heldout_loss_initial"]

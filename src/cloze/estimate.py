@@ -122,4 +122,4 @@ def _random_batch(phase: Phase, vocabulary: int, longest: int) -> Batch:
     keys = torch.arange(phase.rows * pieces)
     ids = torch.randint(5, vocabulary, shape, generator=torch.Generator().manual_seed(0))
     everywhere = torch.ones(shape, dtype=torch.bool)
-    return Batch(ids, sample, place, place, everywhere, keys, torch.zeros_like(keys))
+    return Batch(ids, sample, place, place, everywhere, keys, torch.zeros_like(keys), dense=True)

@@ -21,6 +21,7 @@ class View:
         origin: [rows, length] int64, flat index into the batch's [rows × length] tokens; -1 for tokens
             that were inserted and for padding.
         causal: a token sees only itself and what is before it.
+        dense: as in `Batch`.
     """
 
     ids: Tensor
@@ -28,13 +29,14 @@ class View:
     positions: Tensor
     origin: Tensor
     causal: bool = False
+    dense: bool = False
 
     @classmethod
     def of(cls, batch: Batch, ids: Tensor, causal: bool = False) -> View:
         """A view with the batch's own layout and other ids."""
         flat = torch.arange(ids.numel(), device=ids.device).view_as(ids)
         origin = torch.where(batch.segments >= 0, flat, -1)
-        return cls(ids, batch.segments, positions(batch.segments), origin, causal)
+        return cls(ids, batch.segments, positions(batch.segments), origin, causal, batch.dense)
 
     def to(self, device: torch.device | str) -> View:
         """The same view on another device."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Batch:
         maskable: [rows, length] bool, a token that may be hidden or predicted.
         keys: [samples] int64, a name for each sample that outlives this batch.
         visits: [samples] int64, how often each sample was seen before.
+        dense: every row is one sample without padding, so that attention needs no mask. Known where the
+            batch is made, for looking it up on a GPU would wait for the GPU.
     """
 
     ids: Tensor
@@ -33,6 +35,7 @@ class Batch:
     maskable: Tensor
     keys: Tensor
     visits: Tensor
+    dense: bool = False
 
     @property
     def samples(self) -> int:
@@ -41,7 +44,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        tensors = (f.name for f in fields(self) if f.name != "dense")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
 
 
 def positions(segments: Tensor) -> Tensor:

@@ -116,9 +116,15 @@ class Loader:
         if self.specials:
             maskable &= ~torch.isin(token, torch.tensor(sorted(self.specials)))
         return Batch(
-            token, torch.from_numpy(segments), torch.from_numpy(index), torch.from_numpy(units), maskable,
-            keys, name[:, 4].clone(),
-        )  # fmt: skip
+            token,
+            torch.from_numpy(segments),
+            torch.from_numpy(index),
+            torch.from_numpy(units),
+            maskable,
+            keys,
+            visits=name[:, 4].clone(),
+            dense=bool((segments == segments[:, :1]).all()),
+        )
 
     def describe(self, cursor: int, count: int) -> list[str]:
         """Where the rows come from, for error messages: "source:record:first token"."""

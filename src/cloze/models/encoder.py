@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         """Run `view`; `places` [N] are flat indices into its [rows × length] tokens."""
         arguments: dict[str, Any]
         if self.isolates:
-            visibility = Visibility(view.segments, view.causal)
+            visibility = Visibility(view.segments, view.causal, view.dense)
             arguments = {"visibility": visibility, "position_ids": view.positions + self.offset}
         elif view.causal:
             raise ClozeError(f"{type(self.model).__name__}: cannot be run causally by cloze")

@@ -25,14 +25,12 @@ class Visibility:
     Args:
         segments: [rows, length] int64; a token sees the tokens of its own segment only.
         causal: a token sees only itself and what is before it.
-        dense: all rows are one segment each (no mask is needed); None looks, which on a GPU waits for it.
+        dense: all rows are one segment each, so that no mask is needed for it.
     """
 
-    def __init__(self, segments: Tensor, causal: bool = False, dense: bool | None = None):
+    def __init__(self, segments: Tensor, causal: bool = False, dense: bool = False):
         self.segments = segments
         self.causal = causal
-        if dense is None:
-            dense = bool((segments == segments[:, :1]).all())
         self.dense = dense
         self._masks: dict[int | None, Tensor | None] = {}
 

@@ -113,7 +113,7 @@ def test_pretrain_fill_and_export(cloze: Cloze, corpus: Path, sets: list[str]) -
     # Standard error is not a terminal: plain lines, no bar, no colours.
     assert ANSI not in result.err
     assert "\r" not in result.err
-    assert "320 tokens in the vocabulary" in result.err
+    assert "vocabulary of 320, " in result.err
     assert "step      0  held-out loss" in result.err
     assert "step      6  held-out loss" in result.err
     assert "warning" not in result.err.lower()

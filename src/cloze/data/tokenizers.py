@@ -67,8 +67,9 @@ class TokenizerReport:
 
     def lines(self) -> list[str]:
         """The report in at most three lines of 80 columns."""
-        numbers = f"{self.vocabulary:,} tokens in the vocabulary, {self.fertility:.2f} per word, "
-        lines = [f"{numbers}{self.characters_per_token:.2f} characters each", f"words: {self.sample}"]
+        numbers = f"vocabulary of {self.vocabulary:,}, {self.fertility:.2f} tokens a word, "
+        numbers += f"{self.characters_per_token:.2f} characters each, {self.unknown_rate:.1%} unknown"
+        lines = [numbers, f"words: {self.sample}"]
         if self.warnings:
             lines.append(f"warning: {'; '.join(self.warnings)}")
         return [line if len(line) <= 80 else f"{line[:79]}…" for line in lines]

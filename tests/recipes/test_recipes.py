@@ -187,7 +187,7 @@ def test_later_overrides_win_and_values_win_over_all() -> None:
         ("maskin.rate=0.3", r"unknown field maskin: did you mean 'masking'\? allowed are about, corruption"),
         ("training.optimizer.lr=1", r"field training\.optimizer\.lr: .*allowed are beta1.*learning_rate"),
         ("training.phases=[{share: 1, lenght: 64}]", r"training\.phases\.0\.lenght: did you mean 'length'\?"),
-        ("masking.kind=whole", r"masking: unknown kind 'whole': .*allowed are spans, uniform, words"),
+        ("masking.kind=whole", r"masking: unknown kind 'whole': .*allowed are .*spans, uniform, words"),
         ("tokenizer.kind=trian", r"tokenizer: unknown kind 'trian': did you mean 'train'\? allowed are load"),
         ("model.size=huge", r"model\.size: .*'tiny', 'mini', 'small', 'medium' or 'base'.*got 'huge'"),
         ("masking.rate=lots", r"masking\.rate: .*number.*got 'lots'"),
@@ -206,7 +206,7 @@ def test_later_overrides_win_and_values_win_over_all() -> None:
         ("training.phases.0.length=64", r"training\.phases: must be a list, not \{"),
         ("training.schedule={kind: wsd, warmup: 0.9}", r"training\.schedule: warmup \+ decay"),
         ("data.sources=['news=0:news.txt']", r"'news=0:news\.txt': weight: .*greater than 0"),
-        ("masking=words", r"masking: must be a mapping, not 'words': masking\.kind is one of spans"),
+        ("masking=words", r"masking: must be a mapping, not 'words': masking\.kind is one of .*spans"),
         ("rate", r"^--set rate: write it as some\.field=value, for example"),
         ("=3", r"^--set =3: write it as"),
         (".rate=3", r"^--set \.rate=3: write it as"),
@@ -229,7 +229,7 @@ def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> Non
         (HEAD + "sede: 3\n", r"mine\.yaml: unknown field sede: did you mean 'seed'\?"),
         (HEAD + "seed: three\n", r"mine\.yaml: seed: .*integer.*got 'three'"),
         (HEAD + "model: [new]\n", r"mine\.yaml: model: must be a mapping, .*new, pretrained"),
-        (HEAD + "masking: {rate: 0.3}\n", r"mine\.yaml: masking: no kind is given: allowed are spans"),
+        (HEAD + "masking: {rate: 0.3}\n", r"mine\.yaml: masking: no kind is given: allowed are .*spans"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(text: str, message: str, write: Callable[..., str]) -> None:
@@ -240,7 +240,7 @@ def test_a_mistake_in_a_file_names_the_file(text: str, message: str, write: Call
 def test_an_unknown_recipe(tmp_path: Path) -> None:
     with pytest.raises(ClozeError, match=r"no recipe 'mml': did you mean 'mlm'\?"):
         load_recipe("mml")
-    with pytest.raises(ClozeError, match=r"no recipe 'zzz': known are adapt, demo, mlm"):
+    with pytest.raises(ClozeError, match=r"no recipe 'zzz': known are adapt, demo, .*mlm"):
         load_recipe("zzz")
     with pytest.raises(ClozeError, match=r"nothing\.yaml: cannot be read as a recipe"):
         load_recipe(str(tmp_path / "nothing.yaml"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -75,3 +76,22 @@ def spans(batch: Batch, seed: int, mean: float, longest: int) -> Units:
     starts = starts | (since % longest == 0)
     flags = starts[word.of.clamp(min=0)] & (_changes(word.of)) & (word.of >= 0)
     return _number(batch, flags)
+
+
+UnitKind = Literal["tokens", "words", "spans"]
+SPAN_MEAN, SPAN_LONGEST = 3.0, 10  # words
+
+
+def cut(batch: Batch, kind: UnitKind, seed: int) -> Units:
+    """Units of the given kind; spans have a mean of 3 words and at most 10."""
+    if kind == "tokens":
+        return tokens(batch)
+    return words(batch) if kind == "words" else spans(batch, seed, SPAN_MEAN, SPAN_LONGEST)
+
+
+def fewest_units(batch: Batch, kind: UnitKind) -> Tensor:
+    """[samples] int64: units that each sample has at least, however its spans fall."""
+    if kind == "spans":
+        return (fewest_units(batch, "words") + SPAN_LONGEST - 1) // SPAN_LONGEST
+    units = tokens(batch) if kind == "tokens" else words(batch)
+    return torch.bincount(units.sample, minlength=batch.samples)

@@ -313,7 +313,7 @@ def test_a_larger_budget_goes_on(optimizer: str, train: Train, tmp_path: Path) -
     run = train(tmp_path / "run", *options, budget="10steps", resume=True)
     assert (run.summary["steps"], run.summary["status"]) == (10, "finished")
     assert_same_weights(longer.folder, run.folder)
-    assert "budget raised to 10steps" in [line.get("message") for line in metrics(run.folder)]
+    assert "budget changed to 10steps" in [line.get("message") for line in metrics(run.folder)]
     steps = [line["step"] for line in metrics(run.folder) if line["kind"] == "step"]
     assert steps == [2, 4, 6, 8, 10]
 

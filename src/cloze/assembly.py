@@ -92,6 +92,10 @@ def _loader(recipe: Recipe, corpus: Corpus, encoder: Encoder, length: int, held_
     if held_out:
         return corpus.held_out_loader(layout)
     loader = corpus.loader(layout, recipe.seed)
-    if any(len(rows) == 0 for rows in loader.sources):
-        raise ClozeError("the training text is empty: give more text, or hold out less (data.heldout)")
+    for number, rows in enumerate(loader.sources, start=1):
+        if len(rows) == 0:
+            raise ClozeError(
+                f"source {number} has no training text, all of it is held out: give more text, leave the "
+                "source out, or hold out less (data.heldout)"
+            )
     return loader

@@ -70,7 +70,7 @@ def recipes(context: typer.Context) -> None:
         return
     from cloze.recipes.load import list_recipes
 
-    widths = (11, 25, 11, 11, 10, 9)
+    widths = (15, 25, 11, 11, 10, 8)
     heads = ("recipe", "masking", "corruption", "visibility", "objective", "unbiased")
     out_console.print("".join(f"{h:<{w}}" for h, w in zip(heads, widths, strict=True)), style="bold")
     for recipe in list_recipes():

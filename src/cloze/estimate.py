@@ -22,7 +22,6 @@ from cloze.terminal import amount, duration
 from cloze.training.budget import Budget
 from cloze.training.loop import autocast
 from cloze.training.optimisers import build_optimizers
-from cloze.training.settings import Phase
 
 _STEPS = 3
 
@@ -36,7 +35,7 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     tokenizer = _tokenizer(recipe)
     model = build_model(recipe.model, tokenizer, recipe.seed)
     vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, torch.arange(5, len(tokenizer)))
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=torch.backends.mps.is_available())
     encoder = isolate(model)
     method = build_method(
         recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, recipe.seed
@@ -47,20 +46,33 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     cast = autocast(accelerator.device, recipe.training.precision)
     size = parameters(method)
 
+    if recipe.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    method.train()
+
+    def now() -> float:
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     seconds = 0.0
     for phase in phases:
+        micro = recipe.training.micro_tokens or phase.length * phase.rows
+        rows = min(phase.rows, max(1, micro // phase.length))
         times = []
         for _ in range(_STEPS):
-            start = time.perf_counter()
-            work = method.prepare(_random_batch(phase, vocabulary.size, longest).to(accelerator.device), 0.5)
+            start = now()
+            batch = _random_batch(rows, phase.length, vocabulary.size, longest)
+            work = method.prepare(batch.to(accelerator.device), 0.5)
             with cast():
                 outcome = method(work)
             weights = method.weights(work)
             sum(value / weights[term] for term, value in outcome.sums.items()).backward()
+            between = now()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            times.append(time.perf_counter() - start)
+            times.append((between - start) * -(-phase.rows // rows) + now() - between)
         seconds += phase.share * sorted(times)[_STEPS // 2]
 
     per_step = sum(p.share * p.rows * p.length for p in phases)
@@ -113,13 +125,12 @@ def _stand_in(size: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _random_batch(phase: Phase, vocabulary: int, longest: int) -> Batch:
-    shape = (phase.rows, phase.length)
-    column = torch.arange(phase.length)
-    place = (column % longest).expand(shape).clone()
-    pieces = -(-phase.length // longest)  # samples in a row
-    sample = torch.arange(phase.rows)[:, None] * pieces + column // longest
-    keys = torch.arange(phase.rows * pieces)
-    ids = torch.randint(5, vocabulary, shape, generator=torch.Generator().manual_seed(0))
-    everywhere = torch.ones(shape, dtype=torch.bool)
-    return Batch(ids, sample, place, place, everywhere, keys, torch.zeros_like(keys), dense=True)
+def _random_batch(rows: int, length: int, vocabulary: int, longest: int) -> Batch:
+    column = torch.arange(length)
+    place = (column % longest).expand(rows, length).clone()
+    pieces = -(-length // longest)  # samples in a row
+    sample = torch.arange(rows)[:, None] * pieces + column // longest
+    keys = torch.arange(rows * pieces)
+    ids = torch.randint(5, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    everywhere = torch.ones((rows, length), dtype=torch.bool)
+    return Batch(ids, sample, place, place, everywhere, keys, torch.zeros_like(keys), dense=pieces == 1)

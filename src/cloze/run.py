@@ -29,7 +29,7 @@ class Run:
     @property
     def model(self) -> PreTrainedModel:
         """The model, loaded from OUT/model with stock attention."""
-        return AutoModelForMaskedLM.from_pretrained(self.folder / "model")
+        return AutoModelForMaskedLM.from_pretrained(self.folder / "model", trust_remote_code=False)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:

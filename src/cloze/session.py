@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from transformers.utils import logging as hf_logging
 
 from cloze.assembly import assemble, open_text
 from cloze.data.corpus import Corpus, Progress
+from cloze.data.tokenizers import identity
 from cloze.errors import ClozeError
 from cloze.evaluation.heldout import HeldOutResult
 from cloze.evaluation.samples import samples
@@ -160,8 +162,12 @@ class Session:
         for tracker in settings.trackers:
             if find_spec(tracker) is None:
                 raise ClozeError(f"training.trackers: {tracker} is not installed: pip install {tracker}")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ClozeError("several processes are not supported yet: start one, without torchrun")
         accelerator = self.accelerator = Accelerator(
-            log_with=list(settings.trackers) or None, project_dir=str(self.folder)
+            cpu=torch.backends.mps.is_available(),  # masks and sums need float64, which MPS has not
+            log_with=list(settings.trackers) or None,
+            project_dir=str(self.folder),
         )
         if settings.trackers:
             accelerator.init_trackers("cloze", config={"recipe": dump(recipe)})
@@ -195,7 +201,7 @@ class Session:
         """Refuse to go on with another text unless forced, and with another tokenizer at all."""
         stores = [store.fingerprint for store in (*corpus.stores, *corpus.held_out)]
         found = {
-            "tokenizer": _digest(sorted(corpus.tokenizer.get_vocab().items())),
+            "tokenizer": _digest(identity(corpus.tokenizer)),
             "text": _digest([stores, corpus.limits]),
         }
         if state.data.get("tokenizer", found["tokenizer"]) != found["tokenizer"]:
@@ -235,7 +241,9 @@ class Session:
         else:
             state.steps = budget.steps(tokens, None)
         if before[0]:
-            self.metrics.record("note", state.step, message=f"budget raised to {self.recipe.training.budget}")
+            self.metrics.record(
+                "note", state.step, message=f"budget changed to {self.recipe.training.budget}"
+            )
 
     # -- training -------------------------------------------------------------------------------------
 

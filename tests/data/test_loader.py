@@ -33,7 +33,7 @@ def store(
 
 
 def rows(store: Store, tokenizer: PreTrainedTokenizerFast, length: int = 128, held_out: bool = False) -> Rows:
-    limit = held_out_threshold(store, HeldOut(share=0.1, minimum=2000))
+    limit = held_out_threshold([store], HeldOut(share=0.1, minimum=2000))
     return build_rows(store, Layout(length, *special_tokens(tokenizer), longest=length), limit, held_out)
 
 

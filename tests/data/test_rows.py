@@ -31,7 +31,7 @@ def store(
 
 @pytest.fixture(scope="module")
 def limit(store: Store) -> int:
-    return held_out_threshold(store, CONFIG)
+    return held_out_threshold([store], CONFIG)
 
 
 def places(rows: Rows) -> Counter[tuple[int, int]]:
@@ -69,7 +69,7 @@ def test_every_token_is_in_one_sample_either_for_training_or_held_out(store: Sto
 
 def test_where_the_minimum_decides_its_last_section_is_held_out_too(store: Store) -> None:
     config = HeldOut(share=0.001, minimum=10_000)
-    limit = held_out_threshold(store, config)
+    limit = held_out_threshold([store], config)
     assert limit in {h for *_, h in sections(store)}
     assert build_rows(store, LAYOUT, limit, held_out=True).tokens >= 10_000
     assert build_rows(store, LAYOUT, limit - 1, held_out=True).tokens < 10_000
@@ -183,7 +183,7 @@ def test_text_that_is_added_moves_nothing_across_the_split(
     more = prepare([*extra, *stories[::-1]], bpe, tmp_path / "more", fingerprint="more", workers=1)
     split: list[dict[bool, set[int]]] = []
     for s in (store, more):
-        limit = held_out_threshold(s, config)
+        limit = held_out_threshold([s], config)
         split.append({side: {h for *_, h in sections(s) if (h <= limit) == side} for side in (True, False)})
     old, new = split
     assert old[True] <= new[True]

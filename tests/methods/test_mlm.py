@@ -115,7 +115,6 @@ def test_weights_are_known_before_the_forward_pass() -> None:
     # Σ max(0.3 n, 1) over the samples, whatever was drawn.
     assert float(m.weights(work)["mlm"]) == pytest.approx(18 + 1 + 1 + 1 + 6 + 6 + 3.6 + 1 + 17.4)
     assert m.weights(work).keys() == m.coefficients.keys()
-    assert not m.couples_samples
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -95,13 +95,14 @@ def test_equals_torchs_own() -> None:
 
 def test_norms_are_those_of_the_unweighted_loss() -> None:
     given = inputs()
-    out = vocabulary_loss(**given, chunk_bytes=5 * V * 8)
+    out = vocabulary_loss(**given, chunk_bytes=5 * V * 8, norms=True)
     logits = F.linear(given["hidden"], given["weight"], given["bias"])
     residual = logits.softmax(1) - F.one_hot(given["labels"], V)
     assert far(out.residual, residual.norm(dim=1)) < 1e-10
     assert far(out.hidden_gradient, (residual @ given["weight"]).norm(dim=1)) < 1e-10
     assert not out.residual.requires_grad
     assert not out.loss.requires_grad
+    assert vocabulary_loss(**inputs()).residual.numel() == 0  # nobody asked
 
 
 def test_no_tokens_are_a_loss_of_zero_with_gradients_of_zero() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +27,7 @@ from cloze.data.sections import section_hash, split_sections
 from cloze.data.sources import Source, fingerprint, read
 from cloze.data.store import INDEX, Store
 from cloze.data.tokenizer_training import train_tokenizer
-from cloze.data.tokenizers import TokenizerReport, check_tokenizer, load_tokenizer
+from cloze.data.tokenizers import TokenizerReport, check_tokenizer, identity, load_tokenizer
 from cloze.errors import ClozeError
 
 log = logging.getLogger("cloze")
@@ -156,7 +157,9 @@ def open_corpus(
         raise ClozeError("no text is given: use --data PATH (a file, folder, glob, store or hub id)")
     tokenizer = _tokenizer(data, sources, choice, model_path)
     if tokenizer.pad_token_id is None:
-        raise ClozeError("the tokenizer has no padding token: add one and save it again")
+        raise ClozeError(
+            "the tokenizer has no padding token: use tokenizer.add_mask_token=true, which adds one"
+        )
     stores = tuple(_store(data, s, tokenizer, progress) for s in sources)
     weights = tuple(s.weight if isinstance(s, Source) else 1.0 for s in sources)
     if data.heldout.path:
@@ -164,16 +167,9 @@ def open_corpus(
         limits: tuple[int | None, ...] = (None,) * len(stores)
     else:
         held = stores
-        total = sum(s.totals["tokens"] for s in stores)
-        limits = tuple(_limit(s, data.heldout, total) for s in stores)
+        # One limit for all: a text that two sources share is on one side of it.
+        limits = (held_out_threshold(stores, data.heldout),) * len(stores)
     return Corpus(tokenizer, stores, held, limits, weights, _look(tokenizer, stores[0]))
-
-
-def _limit(store: Store, config: HeldOut, total: int) -> int:
-    share = store.totals["tokens"] / total  # each source gives its part of the minimum
-    return held_out_threshold(
-        store, config.model_copy(update={"minimum": max(1, int(config.minimum * share))})
-    )
 
 
 def _look(tokenizer: PreTrainedTokenizerFast, store: Store) -> TokenizerReport:
@@ -191,18 +187,23 @@ def _tokenizer(
     if isinstance(choice, LoadTokenizer) and (choice.path or model_path):
         return load_tokenizer(choice.path or str(model_path), choice.add_mask_token)
     if made:
+        log.info("the tokenizer is that of the store %s", made[0])
         return load_tokenizer(made[0] / "tokenizer")
     if isinstance(choice, LoadTokenizer):
         raise ClozeError(
             "tokenizer.path is missing: give a tokenizer folder or hub id, or tokenizer.kind=train"
         )
-    name = [choice.model_dump(), data.heldout.share, *(_fingerprint(data, s) for s in sources)]
+    whole = data.heldout.path is not None
+    name = [choice.model_dump(), data.heldout.share, whole, *(_fingerprint(data, s) for s in sources)]
     folder = _cache(data) / "tokenizers" / _digest(name)
     if not (folder / "tokenizer.json").is_file():
         log.info("training a tokenizer of %s tokens", f"{choice.vocabulary:,}")
         texts = _training_text(data, sources, choice.sample)
         tokenizer = train_tokenizer(texts, choice.algorithm, choice.vocabulary, choice.lowercase)
-        tokenizer.save_pretrained(folder)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
     return load_tokenizer(folder)
 
 
@@ -224,8 +225,7 @@ def _store(data: Data, source: Any, tokenizer: PreTrainedTokenizerFast, progress
     folder = _finished(source)
     if folder is not None:
         store = Store.open(folder)
-        theirs = load_tokenizer(store.tokenizer_folder)
-        if theirs.get_vocab() != tokenizer.get_vocab():
+        if identity(load_tokenizer(store.tokenizer_folder)) != identity(tokenizer):
             raise ClozeError(
                 f"{folder}: this store was made with another tokenizer; give the original text instead, "
                 f"or tokenizer.kind=load with tokenizer.path={store.tokenizer_folder}"
@@ -233,7 +233,7 @@ def _store(data: Data, source: Any, tokenizer: PreTrainedTokenizerFast, progress
         return store
     name = source.path if isinstance(source, Source) else type(source).__name__
     print_ = _fingerprint(data, source)
-    folder = _cache(data) / "stores" / _digest([print_, tokenizer.backend_tokenizer.to_str()])
+    folder = _cache(data) / "stores" / _digest([print_, identity(tokenizer)])
     return prepare(
         read(source, data.split_text, data.text_field),
         tokenizer,

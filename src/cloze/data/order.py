@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cloze.errors import ClozeError
 from cloze.random import Stream, bits
 
 _ROUNDS, _SMALL_ROUNDS = 4, 10  # with up to 64 rows, four rounds leave some orders likelier than others
@@ -34,6 +35,8 @@ def permute(index: Tensor, size: int, seed: int, epoch: Tensor) -> Tensor:
 
 def quotas(weights: list[float]) -> list[int]:
     """How many of each `BLOCK` rows come from each source, at least one."""
+    if len(weights) > BLOCK // 2:
+        raise ClozeError(f"{len(weights)} sources: a mixture takes at most {BLOCK // 2}; join some of them")
     total = sum(weights)
     exact = [w / total * BLOCK for w in weights]
     counts = [max(1, int(e)) for e in exact]

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from cloze.data.sections import split_records
 from cloze.data.sources import Document
 from cloze.data.store import FORMAT, INDEX, PARTIAL, Store
+from cloze.data.tokenizers import ids_of
 from cloze.data.workers import PARALLELISM, one_line_errors, run_pool
 from cloze.data.writer import PartCounts, PartWriter, Record, read_counts
 from cloze.errors import ClozeError
@@ -66,7 +67,7 @@ def prepare(
         tokenizer.save_pretrained(out / "tokenizer")
     except OSError as error:
         raise ClozeError(f"{out}: cannot be written ({error}); give another folder") from None
-    dtype: type[np.unsignedinteger] = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    dtype: type[np.unsignedinteger] = np.uint16 if ids_of(tokenizer) <= 2**16 else np.uint32
     numbering = _Numbering(documents, part_chars)
     done = _run(iter(numbering), (backend, dtype), out, workers or _cores(), progress)
     parts: list[dict[str, Any]] = [
@@ -88,7 +89,7 @@ def prepare(
         "parts": parts,
     }
     _write_json(out / INDEX, index)
-    (out / PARTIAL).unlink()
+    (out / PARTIAL).unlink(missing_ok=True)
     return Store.open(out)
 
 
@@ -225,4 +226,11 @@ def _claim(out: Path, key: str) -> None:
         shutil.rmtree(out / "tokenizer", ignore_errors=True)
         _write_json(out / PARTIAL, {"key": key})
     for leftover in out.glob(".*.tmp"):
-        leftover.unlink()
+        if not _alive(leftover):
+            leftover.unlink(missing_ok=True)
+
+
+def _alive(temporary: Path) -> bool:
+    """Whether the process that writes a temporary file (its number is in the name) still runs."""
+    number = temporary.name.split(".")[-2]
+    return number.isdigit() and int(number) != os.getpid() and Path(f"/proc/{number}").exists()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +78,10 @@ def _sections(part: PartView) -> tuple[np.ndarray, np.ndarray]:
     return places, np.diff(np.append(places, part.tokens.size))
 
 
-def held_out_threshold(store: Store, config: HeldOut) -> int:
-    """The section hash up to which this store's sections are held out."""
-    return threshold(((p.section_hashes, _sections(p)[1]) for p in store.parts()), config)
+def held_out_threshold(stores: Iterable[Store], config: HeldOut) -> int:
+    """The section hash up to which the sections of these stores are held out."""
+    parts = (part for store in stores for part in store.parts())
+    return threshold(((part.section_hashes, _sections(part)[1]) for part in parts), config)
 
 
 def build_rows(store: Store, layout: Layout, limit: int | None, held_out: bool) -> Rows:

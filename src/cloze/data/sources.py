@@ -152,7 +152,14 @@ def fingerprint(
                 parts += [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     else:
         members = source.items() if isinstance(source, dict) else [("", source)]
-        parts += [(name, getattr(member, "_fingerprint", repr(member))) for name, member in members]
+        for name, member in members:
+            known = getattr(member, "_fingerprint", None)
+            if known is None:
+                raise ClozeError(
+                    f"{type(member).__name__}: its content has no name to be found again by; give a "
+                    "datasets.Dataset instead (such as Dataset.from_generator makes)"
+                )
+            parts.append((name, known))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -29,7 +29,9 @@ def load_tokenizer(path: str | Path, add_mask_token: bool = False) -> PreTrained
     local = Path(path).is_dir()
     unreachable = not local and offline()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=local or unreachable)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=local or unreachable, trust_remote_code=False
+        )
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if unreachable:
@@ -45,7 +47,22 @@ def load_tokenizer(path: str | Path, add_mask_token: bool = False) -> PreTrained
                 f"{path}: this tokenizer has no mask token; pass tokenizer.add_mask_token=true to add one"
             )
         tokenizer.add_special_tokens({"mask_token": AddedToken("[MASK]", lstrip=True, special=True)})
+        if tokenizer.pad_token is None:
+            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer
+
+
+def identity(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The whole tokenizer as JSON, without truncation and padding, which come and go with its use."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend.to_str()
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Rows that an embedding needs: the greatest id + 1, more than `len` where ids have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 @dataclass(frozen=True)

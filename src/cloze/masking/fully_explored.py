@@ -12,7 +12,6 @@ from cloze.data.batch import Batch
 from cloze.masking.base import Masking
 from cloze.masking.draw import rank_within, spread
 from cloze.masking.plan import MaskPlan
-from cloze.masking.rate import Rate
 from cloze.masking.units import UnitKind, cut, fewest_units
 from cloze.random import Stream, bits
 
@@ -30,11 +29,13 @@ class FullyExplored(Masking):
 
     summary: ClassVar[str] = "disjoint segments"
     kind: Literal["fully_explored"] = "fully_explored"
-    rate: Rate = Field(0.15, description="1/rate is rounded to the number of segments")
+    rate: float = Field(
+        0.15, gt=0.0, le=0.5, description="constant; 1/rate is rounded to the number of segments"
+    )
     units: UnitKind = Field("tokens", description="what is hidden as a whole")
 
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
-        turns = fewest_units(batch, self.units).clamp(min=1, max=max(1, round(1.0 / rate)))
+        turns = fewest_units(batch, self.units).clamp(min=1, max=round(1.0 / rate))
         sweep, turn = batch.visits // turns, batch.visits % turns
         whole = replace(batch, visits=sweep)  # one partition, and one cut into spans, for a whole sweep
         units = cut(whole, self.units, seed)

@@ -16,9 +16,9 @@ from cloze.masking.units import spans
 class Spans(Masking):
     """`rate` of the spans of every sample (after SpanBERT, 1907.10529, §3.1).
 
-    Each visit partitions a sample into spans of geometric length in words, then draws spans. So every
-    token is predicted with probability `rate`, known exactly, and spans neither overlap nor touch by
-    rejection. Unbiased for the span objective.
+    Each visit partitions a sample into spans of geometric length in words, then draws spans. So a token of
+    a sample that was cut into n spans is predicted with probability max(rate, 1/n), known exactly. A span has
+    at most half of its sample's words. Unbiased for the span objective.
     """
 
     summary: ClassVar[str] = "spans of words"

@@ -61,7 +61,8 @@ def words(batch: Batch) -> Units:
 def spans(batch: Batch, seed: int, mean: float, longest: int) -> Units:
     """Runs of whole words of random length: geometric with the given mean, cut at `longest` words.
 
-    Every sample is partitioned anew at each visit. A span never crosses the end of its sample.
+    Every sample is partitioned anew at each visit. A span never crosses the end of its sample, and has at
+    most half of its words, so that there is context left when it is hidden.
     """
     word = words(batch)
     count = word.sample.numel()
@@ -73,7 +74,8 @@ def spans(batch: Batch, seed: int, mean: float, longest: int) -> Units:
     starts[1:] = ends[:-1] | (word.sample[1:] != word.sample[:-1])
     place = torch.arange(count, device=ends.device)
     since = place - torch.where(starts, place, 0).cummax(0).values
-    starts = starts | (since % longest == 0)
+    most = (torch.bincount(word.sample) // 2).clamp(min=1, max=longest)
+    starts = starts | (since % most[word.sample] == 0)
     flags = starts[word.of.clamp(min=0)] & (_changes(word.of)) & (word.of >= 0)
     return _number(batch, flags)
 
@@ -92,6 +94,8 @@ def cut(batch: Batch, kind: UnitKind, seed: int) -> Units:
 def fewest_units(batch: Batch, kind: UnitKind) -> Tensor:
     """[samples] int64: units that each sample has at least, however its spans fall."""
     if kind == "spans":
-        return (fewest_units(batch, "words") + SPAN_LONGEST - 1) // SPAN_LONGEST
+        count = fewest_units(batch, "words")
+        most = (count // 2).clamp(min=1, max=SPAN_LONGEST)
+        return (count + most - 1) // most
     units = tokens(batch) if kind == "tokens" else words(batch)
     return torch.bincount(units.sample, minlength=batch.samples)

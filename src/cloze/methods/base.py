@@ -64,13 +64,10 @@ class Method(nn.Module):
     Class attributes:
         bucket: the number of predicted slots is a multiple of it; above 1 for compiled code.
         coefficients: {term: factor in the total loss}.
-        couples_samples: terms are not sums over samples (contrastive losses); the loop then refuses to
-            accumulate and gathers across ranks.
     """
 
     bucket: int = 1
     coefficients: ClassVar[dict[str, float]] = {}
-    couples_samples: ClassVar[bool] = False
 
     def prepare(self, batch: Batch, progress: float) -> Work:
         """Draw masks and make views; `progress` in [0, 1] is the share of the budget that is spent."""

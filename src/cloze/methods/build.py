@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from cloze.corruption.replace import Replace, Vocabulary
+from cloze.data.tokenizers import ids_of
 from cloze.masking.base import Masking
 from cloze.methods.base import Method
 from cloze.methods.mlm import Mlm, MlmObjective
@@ -15,8 +16,8 @@ from cloze.models.encoder import Encoder
 def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     """What corruptions need of a tokenizer: random replacements come from all ids but the specials."""
     specials = set(tokenizer.all_special_ids)
-    ordinary = [i for i in range(len(tokenizer)) if i not in specials]
-    return Vocabulary(len(tokenizer), tokenizer.mask_token_id, torch.tensor(ordinary))
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - specials)
+    return Vocabulary(ids_of(tokenizer), tokenizer.mask_token_id, torch.tensor(ordinary))
 
 
 def build_method(

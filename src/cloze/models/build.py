@@ -22,6 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from cloze.config import Config
 from cloze.data.hub import offline
+from cloze.data.tokenizers import ids_of
 from cloze.errors import ClozeError
 
 Size = Literal["tiny", "mini", "small", "medium", "base"]
@@ -69,13 +70,14 @@ def build_model(choice: ModelChoice, tokenizer: PreTrainedTokenizerFast, seed: i
         return _new(choice, tokenizer)
     model = load_masked_lm(choice.path)
     rows = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
-    if len(tokenizer) > rows:
-        if len(tokenizer) - rows > 8:  # more than the special tokens that `add_mask_token` brings
+    size = ids_of(tokenizer)
+    if size > rows:
+        if size - rows > 8:  # more than the special tokens that `add_mask_token` brings
             raise ClozeError(
-                f"{choice.path}: the model knows {rows:,} tokens, the tokenizer has {len(tokenizer):,}: "
+                f"{choice.path}: the model knows {rows:,} tokens, the tokenizer has {size:,}: "
                 "use the model's own tokenizer (leave `tokenizer` out)"
             )
-        model.resize_token_embeddings(-(-len(tokenizer) // 64) * 64)
+        model.resize_token_embeddings(-(-size // 64) * 64)
     return model
 
 
@@ -91,7 +93,7 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
             "width/heads must be a whole even number"
         )
     shared: dict[str, Any] = {
-        "vocab_size": -(-len(tokenizer) // 64) * 64,
+        "vocab_size": -(-ids_of(tokenizer) // 64) * 64,
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -135,9 +137,14 @@ def load_masked_lm(path: str) -> PreTrainedModel:
     try:
         source = str(folder) if folder.exists() else path
         local = folder.exists() or offline()  # the hub's client tries for a minute before it gives up
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
         model, report = AutoModelForMaskedLM.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=local
+            source,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=local,
+            trust_remote_code=False,
         )
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

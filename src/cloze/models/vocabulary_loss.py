@@ -26,8 +26,8 @@ class TokenLosses:
         loss: [N] float32 (float64 if the hidden states are), negative log-likelihood in nats.
         log_sum_exp: [N] float32, log of the softmax's denominator.
         guess: [N] int64, the most probable token.
-        residual: [N] float32, ‖softmax − one-hot‖₂ (unweighted); empty when no gradient is wanted.
-        hidden_gradient: [N] float32, ‖∂loss/∂hidden‖₂ (unweighted); empty when no gradient is wanted.
+        residual: [N] float32, ‖softmax − one-hot‖₂ (unweighted); empty unless asked for in training.
+        hidden_gradient: [N] float32, ‖∂loss/∂hidden‖₂ (unweighted); empty unless asked for in training.
     """
 
     total: Tensor
@@ -41,7 +41,7 @@ class TokenLosses:
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        hidden, weight, bias, labels, weights, rows = args
+        hidden, weight, bias, labels, weights, rows, norms = args
         needs = ctx.needs_input_grad
         wants = any(needs[:3])
         count = hidden.shape[0]
@@ -49,7 +49,7 @@ class _VocabularyLoss(torch.autograd.Function):
         # Several chunks are added up in float32: bf16 would lose the later ones.
         kept = weight.dtype if count <= rows else torch.promote_types(weight.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=kept) if needs[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+        grad_bias = torch.zeros_like(bias, dtype=kept) if bias is not None and needs[2] else None
         outputs: list[list[Tensor]] = [[], [], [], [], []]
         for start in range(0, count, rows):
             part = slice(start, min(start + rows, count))
@@ -68,10 +68,12 @@ class _VocabularyLoss(torch.autograd.Function):
                 continue
             p.div_(mass)
             p.scatter_add_(1, y, torch.full_like(target, -1.0))  # softmax − one-hot
-            outputs[3].append(torch.linalg.vector_norm(p, dim=1))
+            if norms:
+                outputs[3].append(torch.linalg.vector_norm(p, dim=1))
             g = p.to(h.dtype)
             at_hidden = g @ weight
-            outputs[4].append(torch.linalg.vector_norm(at_hidden, dim=1, dtype=weights.dtype))
+            if norms:
+                outputs[4].append(torch.linalg.vector_norm(at_hidden, dim=1, dtype=weights.dtype))
             assert grad_hidden is not None
             grad_hidden[part] = at_hidden * w.to(h.dtype)
             if grad_weight is not None or grad_bias is not None:
@@ -99,13 +101,13 @@ class _VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         scale = grads[0]
         if scale is None:
-            return (None,) * 6
+            return (None,) * 7
         saved = ctx.saved_tensors
         wanted = ctx.dtypes
         scaled = (
             None if g is None else (g * scale.to(g.dtype)).to(d) for g, d in zip(saved, wanted, strict=True)
         )
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
 def vocabulary_loss(
@@ -115,6 +117,7 @@ def vocabulary_loss(
     labels: Tensor,
     weights: Tensor | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    norms: bool = False,
 ) -> TokenLosses:
     """Weighted cross entropy of `hidden @ weight.T + bias` against `labels`.
 
@@ -124,6 +127,7 @@ def vocabulary_loss(
         labels: [N] int64 in [0, vocabulary).
         weights: [N] float32, weight of each token's loss in `total`; None is 1.
         chunk_bytes: largest size of the logits that exist at one time.
+        norms: also give `residual` and `hidden_gradient`, at the cost of a pass over the logits.
     """
     if weights is None:
         weights = torch.ones_like(labels, dtype=torch.float32)
@@ -136,5 +140,5 @@ def vocabulary_loss(
     weights = weights.to(torch.promote_types(hidden.dtype, torch.float32))
     rows = max(1, chunk_bytes // (weights.element_size() * weight.shape[0]))
     with torch.autocast(hidden.device.type, enabled=False):
-        outputs = _VocabularyLoss.apply(hidden, weight, bias, labels, weights, rows)
+        outputs = _VocabularyLoss.apply(hidden, weight, bias, labels, weights, rows, norms)
     return TokenLosses(*outputs)

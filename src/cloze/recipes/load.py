@@ -62,7 +62,10 @@ def _tree(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise ClozeError(f"{name}: extends must be the name or path of a recipe, not {base!r}")
-    return merge(_tree(base, (*seen, name)), tree)
+    beside = Path(name).parent / base  # a path is meant from the file that names it
+    below = _tree(str(beside) if base not in shipped() and beside.is_file() else base, (*seen, name))
+    below.pop("name", None)  # another recipe, another name and folder
+    return merge(below, tree)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class AllVisible(Config):
 class Recipe(Config):
     """One way to pretrain: the four choices, and what they are applied to."""
 
-    name: str = "custom"
+    name: str = Field("custom", pattern=r"^[A-Za-z0-9][\w.-]*$")
     about: str = ""
     paper: str | None = None
     seed: int = Field(0, ge=0)

@@ -28,6 +28,8 @@ from cloze.training.optimisers import build_optimizers
 from cloze.training.settings import Phase, Training
 from cloze.training.state import State
 
+_AHEAD = 1000  # steps whose batches are listed at one time
+
 
 class Diverged(ClozeError):
     """The loss or the gradient is not finite; raised before the update, so the state is still good."""
@@ -107,7 +109,7 @@ class Trainer:
             index = self.phase_at(state.step)
             phase = self.settings.phases[index]
             last = state.step
-            while last < until and self.phase_at(last) == index:
+            while last < min(until, state.step + _AHEAD) and self.phase_at(last) == index:
                 last += 1
             stream_ = self.streams[index]
             places = self._places(phase, state.cursors[stream_], last - state.step)

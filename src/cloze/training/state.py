@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,8 @@ class Checkpoints:
                 folder = self.path(step)
                 content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
                 del content["files"], content["digest"]
+                if content.keys() != {f.name for f in fields(State)}:
+                    raise ClozeError(f"{folder}: was saved by another version of cloze; go on with that one")
                 return State(**content), load_file(folder / "training.safetensors")
             note(f"checkpoint {self.path(step).name} is damaged ({problem}): going back to the one before")
         if steps:

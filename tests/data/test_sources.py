@@ -246,3 +246,12 @@ def test_fingerprints(tmp_path: Path) -> None:
     assert fingerprint(Source(path=str(tmp_path))) != folder
     assert fingerprint(Source(path="org/name")) != fingerprint(Source(path="org/name", config="en"))
     assert "no such file" in complaint(lambda: fingerprint(Source(path=str(tmp_path / "none.txt"))))
+
+
+def test_a_stream_without_a_name_is_refused() -> None:
+    """Two streams with the same columns would pass for one text."""
+    from datasets import IterableDataset
+
+    stream = IterableDataset.from_generator(lambda: iter([{"text": "a b c"}]))
+    with pytest.raises(ClozeError, match=r"datasets\.Dataset"):
+        fingerprint(stream)

@@ -152,3 +152,14 @@ def test_nothing_to_mask(cut) -> None:  # type: ignore[no-untyped-def]
         units = cut(batch)
         assert units.sample.numel() == 0
         assert (units.of == -1).all()
+
+
+def test_a_span_leaves_half_of_its_sample() -> None:
+    batch = pack([make_samples([12])], length=14)
+    count = words(batch).sample.numel()
+    for seed in range(200):
+        found = spans(batch, seed, mean=50.0, longest=50)
+        of_word = found.of.flatten()[(words(batch).of.flatten() >= 0)]
+        sizes = [words(batch).of[found.of == u].unique().numel() for u in of_word.unique().tolist()]
+        assert max(sizes) <= max(1, count // 2)
+        assert sum(sizes) == count

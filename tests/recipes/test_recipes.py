@@ -271,3 +271,26 @@ def test_dump_is_plain_yaml_of_every_field() -> None:
     tree = yaml.safe_load(dump(load_recipe("mlm", ["about=blåbær, 日本語"])))
     assert set(tree) == set(Recipe.model_fields)
     assert tree["about"] == "blåbær, 日本語"
+
+
+def test_a_recipe_extends_its_neighbour_and_keeps_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "base.yaml").write_text("extends: mlm\nname: base\nseed: 7\n", encoding="utf-8")
+    (folder / "mine.yaml").write_text("extends: base.yaml\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("configs/mine.yaml")
+    assert (recipe.name, recipe.seed) == ("mine", 7)
+
+
+@pytest.mark.parametrize("name", ["/tmp/elsewhere", "../up", ".hidden", "a/b", ""])
+def test_a_recipe_cannot_choose_a_folder_by_its_name(name: str) -> None:
+    with pytest.raises(ClozeError, match="name"):
+        load_recipe("mlm", [f"name='{name}'"])
+
+
+def test_a_pretrained_model_keeps_its_tokenizer() -> None:
+    with pytest.raises(ClozeError, match=r"tokenizer\.kind=load"):
+        load_recipe("mlm", ["model={kind: pretrained, path: x}"])

@@ -197,9 +197,12 @@ def _tokenizer(
     name = [choice.model_dump(), data.heldout.share, whole, *(_fingerprint(data, s) for s in sources)]
     folder = _cache(data) / "tokenizers" / _digest(name)
     if not (folder / "tokenizer.json").is_file():
-        log.info("training a tokenizer of %s tokens", f"{choice.vocabulary:,}")
         texts = _training_text(data, sources, choice.sample)
-        tokenizer = train_tokenizer(texts, choice.algorithm, choice.vocabulary, choice.lowercase)
+        first = next(texts, "")  # text that cannot be read is an error before anything is said
+        log.info("training a tokenizer of %s tokens", f"{choice.vocabulary:,}")
+        tokenizer = train_tokenizer(
+            chain([first], texts), choice.algorithm, choice.vocabulary, choice.lowercase
+        )
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         tokenizer.save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)

@@ -85,8 +85,8 @@ class _VocabularyLoss(torch.autograd.Function):
                     grad_weight += g.T @ h
             if grad_bias is not None:
                 grad_bias += g.sum(dim=0)
-        empty = weights.new_zeros(0)
-        joined = [torch.cat(o) if o else empty for o in outputs]
+        # Each empty one is a tensor of its own: compiled code cannot return one twice.
+        joined = [torch.cat(o) if o else weights.new_zeros(0) for o in outputs]
         if not outputs[2]:
             joined[2] = labels.new_zeros(0)
         total = (joined[0] * weights).sum()

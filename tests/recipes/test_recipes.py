@@ -285,7 +285,7 @@ def test_a_recipe_extends_its_neighbour_and_keeps_its_own_name(
     assert (recipe.name, recipe.seed) == ("mine", 7)
 
 
-@pytest.mark.parametrize("name", ["/tmp/elsewhere", "../up", ".hidden", "a/b", ""])
+@pytest.mark.parametrize("name", ["/elsewhere", "../up", ".hidden", "a/b", ""])
 def test_a_recipe_cannot_choose_a_folder_by_its_name(name: str) -> None:
     with pytest.raises(ClozeError, match="name"):
         load_recipe("mlm", [f"name='{name}'"])

@@ -73,6 +73,10 @@ class Method(nn.Module):
         """Draw masks and make views; `progress` in [0, 1] is the share of the budget that is spent."""
         raise NotImplementedError
 
+    def work(self, batch: Batch, plan: MaskPlan) -> Work:
+        """What `prepare` makes of masks that are drawn already; the instrument draws its own."""
+        raise NotImplementedError
+
     def weights(self, work: Work) -> dict[str, Tensor]:
         """{term: float64 scalar}, the denominators, summed over ranks and micro-batches by the loop."""
         raise NotImplementedError

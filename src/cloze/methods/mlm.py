@@ -11,6 +11,7 @@ from cloze.config import Config
 from cloze.corruption.replace import Replace, Vocabulary, replace
 from cloze.data.batch import Batch
 from cloze.masking.base import Masking
+from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import rate_at
 from cloze.methods.base import Method, Outcome, Work, select
 from cloze.models.encoder import Encoder
@@ -43,7 +44,9 @@ class Mlm(Method):
         self.seed = seed
 
     def prepare(self, batch: Batch, progress: float) -> Work:
-        plan = self.masking.plan(batch, rate_at(self.masking.rate, progress), self.seed)
+        return self.work(batch, self.masking.plan(batch, rate_at(self.masking.rate, progress), self.seed))
+
+    def work(self, batch: Batch, plan: MaskPlan) -> Work:
         view = replace(batch, plan, self.corruption, self.vocabulary, self.seed)
         return Work(batch, plan, (view,), *select(plan, batch, self.bucket))
 

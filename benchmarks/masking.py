@@ -1,11 +1,12 @@
 """Masking policies against uniform masking: same seeds, same order of text, same held-out masks.
 
-    python benchmarks/masking.py --out benchmarks/results/masking --seeds 3
+    python benchmarks/masking.py --data 'BOOKS/train-*.jsonl.gz' --heldout BOOKS/valid.jsonl.gz \\
+        --regime scarce --seeds 2 --out benchmarks/results/masking
 
-Without `--data` the text is scarce: the three shortest of the embedded books, 90,500 words.
-
-Trains every arm with every seed by the demo's model, and writes a JSON file per run as it finishes (a
-finished one is not run again). Prints the paired differences of the held-out loss to the first arm.
+Regimes: `fresh`, 4 M tokens of text that is seen less than once; `scarce`, 200,000 words seen 14 times.
+Trains every arm with every seed (4 layers of the given width, vocabulary 8,192, rows of 128), two at a time
+on one thread each, and writes a JSON file per run as it finishes; a finished one is not run again. Prints
+the paired differences of the held-out loss to uniform masking (`--table` only prints).
 """
 
 from __future__ import annotations
@@ -13,62 +14,156 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
+import multiprocessing
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
+import torch
 from datasets import Dataset
+from scipy.stats import t as student
 
 import cloze
-from cloze.data.embedded import books
 
 ARMS = {
-    "uniform": ["masking={kind: uniform, rate: 0.142857}"],
-    "fully_explored": ["masking={kind: fully_explored, rate: 0.142857, units: tokens}"],
+    "uniform": "{kind: uniform}",
+    "fully_explored": "{kind: fully_explored}",
+    "same_step": "{kind: fully_explored, same_step: 2}",
+    "balanced": "{kind: balanced}",
+    "mapnet": "{kind: mapnet}",
+    "mapnet_from_start": "{kind: mapnet, power: 1.0}",
+    "mapnet_residual": "{kind: mapnet, score: residual}",
+    "mapnet_product": "{kind: mapnet, score: product}",
+    "mapnet_loss": "{kind: mapnet, score: loss, power: 1.0}",
+    "mapnet_part": "{kind: mapnet, predict: 0.5}",
+    "stratified": "{kind: stratified}",
 }
+MARGIN = 0.01  # nats: non-inferior to uniform when the interval lies below
 
 
-def shortest_books(number: int) -> Dataset:
-    """The shortest books that ship with the package."""
-    with gzip.open(books(), "rt", encoding="utf-8") as lines:
-        found = sorted((json.loads(line) for line in lines), key=lambda book: book["words"])
-    return Dataset.from_list(found[:number])
+def scarce_text(files: str, words: int) -> Dataset:
+    """The first short books (at most 50,000 words each) of the files, in order, up to so many words."""
+    found, count = [], 0
+    for path in sorted(Path().glob(files) if not Path(files).is_absolute() else Path("/").glob(files[1:])):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                book = json.loads(line)
+                if count < words and book["words"] <= 50_000:
+                    found.append({"title": book["title"], "text": book["text"]})
+                    count += book["words"]
+        if count >= words:
+            break
+    return Dataset.from_list(found)
+
+
+def train(arm: str, seed: int, file: Path, arguments: argparse.Namespace) -> None:
+    """One run; its summary and held-out curve go to `file`."""
+    torch.set_num_threads(arguments.threads)
+    scarce = arguments.regime == "scarce"
+    data: Any = scarce_text(arguments.data, 200_000) if scarce else arguments.data
+    settings = [
+        f"masking={ARMS[arm]}",
+        f"masking.rate={arguments.rate}",
+        f"model={{kind: new, family: modernbert, layers: 4, width: {arguments.width}}}",
+        f"data.heldout={{path: {arguments.heldout}}}",
+        f"evaluation={{times: 8, tokens: {arguments.heldout_tokens}}}",
+        f"seed={seed}",
+        *arguments.set,
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        run = cloze.pretrain("demo", data, Path(folder) / "run", arguments.budget, overrides=settings)
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    curve = [{k: r[k] for k in ("step", "tokens", "loss")} for r in records if r["kind"] == "heldout"]
+    notes = [r["message"] for r in records if r["kind"] == "note"]
+    # Where the text lies is no part of the result.
+    kept = [s for s in settings if not s.startswith("data.")]
+    summary = {k: v for k, v in run.summary.items() if k not in ("recipe", "folder")}
+    if "data" in summary:
+        summary["data"] = {k: v for k, v in summary["data"].items() if k != "sources"}
+    content = {"arm": arm, "seed": seed, "regime": arguments.regime, "rate": arguments.rate,
+               "width": arguments.width, "settings": kept, "curve": curve, "notes": notes}  # fmt: skip
+    file.write_text(json.dumps(content | {"summary": summary}, indent=1) + "\n")
+
+
+def interval(differences: list[float], level: float) -> float:
+    """Half width of the t interval of the mean."""
+    n = len(differences)
+    if n < 2:
+        return math.inf
+    return float(student.ppf((1 + level) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+
+
+def table(folder: Path) -> list[str]:
+    """Paired differences of every cell (regime, rate, width), as rows of a Markdown table."""
+    runs = [json.loads(f.read_text()) for f in sorted(folder.glob("*.json"))]
+    lines = [
+        "| regime | rate | width | arm | seeds | held-out loss | difference to uniform | 95% | corrected |"
+    ]
+    lines.append("|---" * 9 + "|")
+    for cell in sorted({(r["regime"], r["rate"], r["width"]) for r in runs}):
+        mine = [r for r in runs if (r["regime"], r["rate"], r["width"]) == cell]
+        loss = {(r["arm"], r["seed"]): r["curve"][-1]["loss"] for r in mine}
+        arms = [arm for arm in ARMS if any(a == arm for a, _ in loss)]
+        for arm in arms:
+            seeds = sorted(s for a, s in loss if a == arm and ("uniform", s) in loss)
+            own = [loss[arm, s] for s in seeds]
+            start = f"| {cell[0]} | {cell[1]:.3g} | {cell[2]} | {arm} | {len(seeds)} "
+            mean = f"| {statistics.mean(own):.4f} " if own else "| - "
+            if arm == "uniform" or not own:
+                lines.append(start + mean + "| | | |")
+                continue
+            d = [a - loss["uniform", s] for a, s in zip(own, seeds, strict=True)]
+            plain, corrected = interval(d, 0.95), interval(d, 1 - 0.05 / (len(arms) - 1))
+            verdict = "" if statistics.mean(d) + corrected < MARGIN else " (not shown non-inferior)"
+            better = " better" if statistics.mean(d) + corrected < 0 else verdict
+            lines.append(
+                f"{start}{mean}| {statistics.mean(d):+.4f} | ± {plain:.4f} | ± {corrected:.4f}{better} |"
+            )
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="text, as for cloze pretrain --data")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
-    parser.add_argument("--budget", default="1.8Mtok")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="books: .jsonl.gz files with the keys title, text, words")
+    parser.add_argument("--heldout", help="held-out text, the same for all")
+    parser.add_argument("--regime", choices=["fresh", "scarce"], default="scarce")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--budget", default="4Mtok")
+    parser.add_argument("--rate", type=float, default=1 / 7, help="1/7 or 1/3: a whole number of segments")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heldout-tokens", type=int, default=100_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at one time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--set", action="append", default=[], help="for all arms, as for cloze pretrain")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    data = arguments.data or shortest_books(3)
-    losses: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for seed in range(arguments.seeds):
-        for arm, overrides in ARMS.items():
-            file = arguments.out / f"{arm}-{seed}.json"
-            if not file.exists():
-                with tempfile.TemporaryDirectory() as folder:
-                    settings = [*overrides, f"seed={seed}", *arguments.set]
-                    out = Path(folder) / "run"
-                    run = cloze.pretrain("demo", data, out, arguments.budget, overrides=settings)
-                summary = run.summary | {"arm": arm, "settings": settings}
-                file.write_text(json.dumps(summary, indent=1) + "\n")
-            summary = json.loads(file.read_text())
-            losses[arm].append(summary["heldout_loss"])
-            print(
-                f"seed {seed}  {arm:<16} {losses[arm][-1]:.4f}  {summary['data']['passes']} passes",
-                flush=True,
-            )
-    first, *others = ARMS
-    for arm in others:
-        differences = [a - b for a, b in zip(losses[arm], losses[first], strict=True)]
-        spread = (
-            f" ± {statistics.stdev(differences):.4f} (standard deviation)" if len(differences) > 1 else ""
-        )
-        print(f"{arm} - {first}: {statistics.mean(differences):+.4f}{spread}, {len(differences)} seeds")
+    if not arguments.table:
+        cell = f"{arguments.regime}-{round(100 * arguments.rate)}-{arguments.width}"
+        wanted = [
+            (arm, seed, arguments.out / f"{cell}-{arm}-{seed}.json")
+            for seed in arguments.seeds
+            for arm in arguments.arms
+        ]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
+            left = {pool.submit(train, *w, arguments): w for w in wanted if not w[2].exists()}
+            for done in as_completed(left):
+                done.result()
+                arm, seed, file = left[done]
+                print(
+                    f"{cell} {arm} {seed}: {json.loads(file.read_text())['curve'][-1]['loss']:.4f}",
+                    flush=True,
+                )
+    print("\n".join(table(arguments.out)))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from transformers import (
 
 from cloze.corruption.replace import Vocabulary
 from cloze.data.batch import Batch
+from cloze.masking.base import Networks
 
 PAD, UNK, CLS, SEP, MASK, FIRST = 0, 1, 2, 3, 4, 5  # FIRST: the first ordinary token
 SIZE = 96
@@ -123,6 +124,12 @@ def by_sample(batch: Batch, values: Tensor) -> dict[int, list[Any]]:
 def vocabulary(size: int = SIZE) -> Vocabulary:
     """All ids from FIRST on are ordinary."""
     return Vocabulary(size, MASK, torch.arange(FIRST, size))
+
+
+def networks(size: int = SIZE, width: int = 16) -> Networks:
+    """What a policy that learns gets: random embeddings, and counts that fall with the token's id."""
+    table = torch.randn(size, width, generator=torch.Generator().manual_seed(0))
+    return Networks(lambda ids: table[ids], width, 1000.0 / (1.0 + torch.arange(size).double()), seed=0)
 
 
 def word_tokenizer(size: int = SIZE) -> PreTrainedTokenizerFast:

@@ -48,8 +48,15 @@ def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
     """The parts of a recipe on text that is open, with the networks on `device`."""
     encoder = _encoder(recipe, corpus)
     vocabulary = vocabulary_of(corpus.tokenizer)
+    counts = corpus.counts(encoder.vocabulary.weight.shape[0])
     method = build_method(
-        recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, recipe.seed
+        recipe.objective,
+        recipe.masking,
+        recipe.corruption,
+        encoder,
+        vocabulary,
+        torch.from_numpy(counts),
+        recipe.seed,
     ).to(device)
     if recipe.training.gradient_checkpointing:
         encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -63,7 +70,7 @@ def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
         method,
         loaders=[_loader(recipe, corpus, encoder, phase.length) for phase in recipe.training.phases],
         held_out=HeldOutSet(held_out, vocabulary, evaluation.rate, evaluation.tokens),
-        counts=corpus.counts(encoder.vocabulary.weight.shape[0]),
+        counts=counts,
     )
 
 

@@ -37,8 +37,9 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, torch.arange(5, len(tokenizer)))
     accelerator = Accelerator(cpu=torch.backends.mps.is_available())
     encoder = isolate(model)
+    counts = torch.ones(encoder.vocabulary.weight.shape[0])
     method = build_method(
-        recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, recipe.seed
+        recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, counts, recipe.seed
     ).to(accelerator.device)
     optimizers = build_optimizers(method, recipe.training.optimizer)
     phases = recipe.training.phases

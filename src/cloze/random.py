@@ -27,6 +27,8 @@ class Stream(IntEnum):
     SOURCE = 7  # order of the sources
     STEP = 8  # seed of torch's own generator at a step
     KEY = 9  # names of samples
+    OFFSET = 10  # start of a systematic draw
+    STRATUM = 11  # order within a stratum
 
 
 def _signed(value: int) -> int:

@@ -164,7 +164,7 @@ def test_the_method_owns_its_network_and_exports_it() -> None:
     assert m.export() is m.encoder.model
     assert {id(p) for p in m.parameters()} == {id(p) for p in m.export().parameters()}
     assert m.learned_state() == {}
-    made = build_method(MlmObjective(), Words(), SHARES, m.encoder, vocabulary(), 3)
+    made = build_method(MlmObjective(), Words(), SHARES, m.encoder, vocabulary(), torch.ones(96), 3)
     assert isinstance(made, Mlm)
     assert (made.masking, made.seed) == (Words(), 3)
 

@@ -39,8 +39,9 @@ def make(text: Corpus, tiny: tuple[str, ...]) -> Make:
         recipe = load_recipe("mlm", [*tiny, *overrides])
         encoder = isolate(build_model(recipe.model, text.tokenizer, recipe.seed))
         words = vocabulary_of(text.tokenizer)
+        counts = torch.ones(encoder.vocabulary.weight.shape[0])
         method = build_method(
-            recipe.objective, recipe.masking, recipe.corruption, encoder, words, recipe.seed
+            recipe.objective, recipe.masking, recipe.corruption, encoder, words, counts, recipe.seed
         )
         layouts = [text.layout(phase.length, encoder.longest(), False) for phase in recipe.training.phases]
         loaders = [text.loader(layout, recipe.seed) for layout in layouts]

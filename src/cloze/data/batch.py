@@ -42,6 +42,24 @@ class Batch:
         """Number of samples."""
         return self.keys.numel()
 
+    def repeat(self, copies: int) -> Batch:
+        """Every row `copies` times, as so many visits of its samples: visit v becomes v·copies, v·copies + 1, …"""
+        if copies == 1:
+            return self
+        number = torch.arange(copies, device=self.ids.device)
+        apart = (number * self.samples)[:, None, None]
+        segments = torch.where(self.segments >= 0, self.segments + apart, -1)
+        return Batch(
+            self.ids.repeat(copies, 1),
+            segments.flatten(0, 1),
+            self.index.repeat(copies, 1),
+            self.units.repeat(copies, 1),
+            self.maskable.repeat(copies, 1),
+            self.keys.repeat(copies),
+            (self.visits * copies + number[:, None]).flatten(),
+            self.dense,
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         tensors = (f.name for f in fields(self) if f.name != "dense")

@@ -1,14 +1,84 @@
-"""Masking policies: the base class, and how one is built."""
+"""Masking policies: the base class, how one is built, and what a policy that learns is told."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
 
 from cloze.config import Config
 from cloze.data.batch import Batch
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What a policy that learns may use of the method it works for.
+
+    Attributes:
+        embed: token ids [...] → the main model's token embeddings [..., width], without gradient.
+        width: of these embeddings.
+        counts: [vocabulary] float64, how often each token occurs in the training text.
+        seed: of the run.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    width: int
+    counts: Tensor
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one batch showed, after the forward pass.
+
+    Attributes:
+        batch, plan: as they were drawn.
+        places: [N] int64, flat indices of the predicted tokens. weights: [N] float32, p/π; 0 in spare slots.
+        scores: {name: [N] float32}, unweighted: loss, residual (‖softmax − one-hot‖), hidden_gradient
+            (‖∂loss/∂hidden‖).
+    """
+
+    batch: Batch
+    plan: MaskPlan
+    places: Tensor
+    weights: Tensor
+    scores: dict[str, Tensor]
+
+
+class Policy(Protocol):
+    """What draws the masks of a run: a policy's own configuration, or what its `build` returns.
+
+    An object with state is an `nn.Module` whose state is buffers, so that it is saved, restored and moved
+    with the method but left alone by the main optimiser.
+
+    Attributes:
+        rate: as configured. learned: whether it has state, and `observe` is to be called.
+        copies: masked copies of each row in one step.
+    """
+
+    @property
+    def rate(self) -> Rate: ...
+    @property
+    def learned(self) -> bool: ...
+    @property
+    def copies(self) -> int: ...
+
+    def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
+        """Masks of the batch: a pure function of the policy's state and (seed, sample key, visit, index)."""
+
+    def observe(self, seen: list[Seen]) -> None:
+        """Once per global step: learn from its batches."""
+
+    def scores(self, batch: Batch) -> Tensor | None:
+        """[rows, length] ≥ 0: how much it wants each token masked, from the clean text; None: no opinion."""
+
+    def log(self) -> dict[str, float]:
+        """Numbers about its state, for the run's log."""
 
 
 class Masking(Config, ABC):
@@ -18,21 +88,44 @@ class Masking(Config, ABC):
     overrides `build` and returns an object with state.
 
     Class attributes:
-        unbiased: the expected loss is that of the reference scheme, at any state of the policy. When
-            False the policy changes the objective, and every report says so.
+        learned: `build` returns an object with state, which needs a model or a corpus.
         summary: one line for tables.
     """
 
-    unbiased: ClassVar[bool] = True
+    learned: ClassVar[bool] = False
     summary: ClassVar[str] = ""
 
     kind: str
     rate: Rate = 0.3
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether the expected loss is that of the reference scheme, at any state of the policy.
+
+        If not, the policy changes the objective, and every report says so.
+        """
+        return True
+
+    @property
+    def copies(self) -> int:
+        """Masked copies of each row in one step."""
+        return 1
+
     @abstractmethod
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
         """Masks of the batch: a pure function of (seed, sample key, visit, token index)."""
 
-    def build(self, **networks: Any) -> Masking:
-        """The object that draws the masks of a run; policies that learn get callables into the method."""
+    def build(self, networks: Networks) -> Policy:
+        """The object that draws the masks of a run."""
         return self
+
+    def observe(self, seen: list[Seen]) -> None:
+        """Nothing to learn."""
+
+    def scores(self, batch: Batch) -> Tensor | None:
+        """No opinion."""
+        return None
+
+    def log(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}

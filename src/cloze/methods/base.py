@@ -3,7 +3,7 @@
     work = method.prepare(batch, progress)       # draws masks, corrupts: no gradient, no network wrapped
     weights = method.weights(work)               # {term: its denominator}, known before the forward pass
     sums = method(work)                          # {term: summed loss}; the only call with gradients
-    method.observe(feedback)                     # once per global step: what learns outside the gradient
+    method.observe(works, feedback)              # once per global step: what learns outside the gradient
 
 The loop divides each sum once by the global weight of its term (over micro-batches and ranks), so
 accumulation and data parallelism change nothing.
@@ -69,6 +69,11 @@ class Method(nn.Module):
     bucket: int = 1
     coefficients: ClassVar[dict[str, float]] = {}
 
+    @property
+    def copies(self) -> int:
+        """Masked copies of each row in one step: a step of R rows has R/copies different ones."""
+        return 1
+
     def prepare(self, batch: Batch, progress: float) -> Work:
         """Draw masks and make views; `progress` in [0, 1] is the share of the budget that is spent."""
         raise NotImplementedError
@@ -85,8 +90,12 @@ class Method(nn.Module):
         """The only call that is wrapped (DDP, FSDP, compile) and that makes gradients."""
         raise NotImplementedError
 
-    def observe(self, feedback: list[dict[str, Tensor]]) -> None:
+    def observe(self, works: list[Work], feedback: list[dict[str, Tensor]]) -> None:
         """Once per global step, with the feedback of its micro-batches: update what learns by itself."""
+
+    def log(self) -> dict[str, float]:
+        """Numbers about what learns by itself, for the run's log."""
+        return {}
 
     def export(self) -> PreTrainedModel:
         """The model that users load afterwards, of a class that computes the same function."""

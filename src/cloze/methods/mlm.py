@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cloze.config import Config
 from cloze.corruption.replace import Replace, Vocabulary, replace
 from cloze.data.batch import Batch
-from cloze.masking.base import Masking
+from cloze.masking.base import Policy, Seen
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import rate_at
 from cloze.methods.base import Method, Outcome, Work, select
@@ -34,7 +35,7 @@ class Mlm(Method):
     coefficients: ClassVar[dict[str, float]] = {"mlm": 1.0}
 
     def __init__(
-        self, encoder: Encoder, masking: Masking, corruption: Replace, vocabulary: Vocabulary, seed: int
+        self, encoder: Encoder, masking: Policy, corruption: Replace, vocabulary: Vocabulary, seed: int
     ):
         super().__init__()
         self.encoder = encoder
@@ -42,6 +43,10 @@ class Mlm(Method):
         self.corruption = corruption
         self.vocabulary = vocabulary
         self.seed = seed
+
+    @property
+    def copies(self) -> int:
+        return self.masking.copies
 
     def prepare(self, batch: Batch, progress: float) -> Work:
         return self.work(batch, self.masking.plan(batch, rate_at(self.masking.rate, progress), self.seed))
@@ -56,8 +61,26 @@ class Mlm(Method):
     def forward(self, work: Work) -> Outcome:
         encoded = self.encoder(work.views[0], work.places)
         layer = self.encoder.vocabulary
-        out = vocabulary_loss(encoded.features, layer.weight, layer.bias, work.labels, work.token_weights)
-        return Outcome({"mlm": out.total}, {"loss": out.loss, "guess": out.guess})
+        norms = self.masking.learned and torch.is_grad_enabled()
+        out = vocabulary_loss(
+            encoded.features, layer.weight, layer.bias, work.labels, work.token_weights, norms=norms
+        )
+        feedback = {"loss": out.loss, "guess": out.guess}
+        if norms:
+            feedback |= {"residual": out.residual, "hidden_gradient": out.hidden_gradient}
+        return Outcome({"mlm": out.total}, feedback)
+
+    def observe(self, works: list[Work], feedback: list[dict[str, Tensor]]) -> None:
+        if self.masking.learned:
+            self.masking.observe(
+                [
+                    Seen(w.batch, w.plan, w.places, w.token_weights, f)
+                    for w, f in zip(works, feedback, strict=True)
+                ]
+            )
+
+    def log(self) -> dict[str, float]:
+        return self.masking.log()
 
     def export(self) -> PreTrainedModel:
         return self.encoder.model

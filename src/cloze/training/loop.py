@@ -78,10 +78,10 @@ class Trainer:
         self.method, self.loaders, self.settings = method, loaders, settings
         self.state, self.seed, self.accelerator = state, seed, accelerator
         for phase in settings.phases:
-            if phase.rows % accelerator.num_processes:
+            if phase.rows % (accelerator.num_processes * method.copies):
                 raise ClozeError(
-                    f"training.phases: {phase.rows} rows cannot be split over "
-                    f"{accelerator.num_processes} processes"
+                    f"training.phases: {phase.rows} rows cannot be split over {accelerator.num_processes} "
+                    f"processes, {method.copies} masked copies of each row"
                 )
         lengths = [phase.length for phase in settings.phases]
         self.streams = [lengths.index(length) for length in lengths]  # phases of one length share their rows
@@ -117,18 +117,19 @@ class Trainer:
             batches = stream(self.loaders[index], places, self.settings.workers)
             for _ in range(last - state.step):
                 result = self.step([next(batches) for _ in range(micro)])
-                state.cursors[stream_] += phase.rows
+                state.cursors[stream_] += phase.rows // self.method.copies
                 yield result
 
     def _places(self, phase: Phase, cursor: int, steps: int) -> list[tuple[int, int]]:
-        """(cursor, rows) of every micro-batch of this process in the next steps."""
-        mine = phase.rows // self.accelerator.num_processes
+        """(cursor, rows) of every micro-batch of this process in the next steps; copies come on top."""
+        copies = self.method.copies
+        mine = phase.rows // self.accelerator.num_processes // copies
         first = cursor + self.accelerator.process_index * mine
         most = self.settings.micro_tokens
-        at_once = mine if most is None else min(mine, max(1, most // phase.length))
+        at_once = mine if most is None else min(mine, max(1, most // (phase.length * copies)))
         starts = range(0, mine, at_once)
         return [
-            (first + step * phase.rows + start, min(at_once, mine - start))
+            (first + step * (phase.rows // copies) + start, min(at_once, mine - start))
             for step in range(steps)
             for start in starts
         ]
@@ -143,7 +144,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
-        works = [method.prepare(b.to(self.accelerator.device), progress) for b in batches]
+        device, copies = self.accelerator.device, method.copies
+        works = [method.prepare(b.to(device).repeat(copies), progress) for b in batches]
         weights = self._total([method.weights(w) for w in works])
         sums, feedback = self._backward(works, weights)
         norm = nn.utils.clip_grad_norm_(method.parameters(), self.settings.clip)
@@ -156,7 +158,7 @@ class Trainer:
             optimizer.step()
         self._clear()
         if observe:
-            method.observe(feedback)
+            method.observe(works, feedback)
 
         counts = torch.stack(
             [

@@ -78,6 +78,10 @@ def train(arm: str, seed: int, file: Path, arguments: argparse.Namespace) -> Non
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     curve = [{k: r[k] for k in ("step", "tokens", "loss")} for r in records if r["kind"] == "heldout"]
+    steps = [r for r in records if r["kind"] == "step"][::10]
+    policy = [
+        {k: r[k] for k in ("step", *r) if k.startswith(("step", "proposal_", "effective"))} for r in steps
+    ]
     notes = [r["message"] for r in records if r["kind"] == "note"]
     # Where the text lies is no part of the result.
     kept = [s for s in settings if not s.startswith("data.")]
@@ -85,7 +89,8 @@ def train(arm: str, seed: int, file: Path, arguments: argparse.Namespace) -> Non
     if "data" in summary:
         summary["data"] = {k: v for k, v in summary["data"].items() if k != "sources"}
     content = {"arm": arm, "seed": seed, "regime": arguments.regime, "rate": arguments.rate,
-               "width": arguments.width, "settings": kept, "curve": curve, "notes": notes}  # fmt: skip
+               "width": arguments.width, "settings": kept, "curve": curve, "policy": policy,
+               "notes": notes}  # fmt: skip
     file.write_text(json.dumps(content | {"summary": summary}, indent=1) + "\n")
 
 

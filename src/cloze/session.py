@@ -307,6 +307,7 @@ class Session:
             rate=rate_at(self.recipe.masking.rate, (state.step - 1) / state.steps),
             predicted=last.predicted,
             tokens_per_second=window["tokens"] / max(window["seconds"], 1e-9),
+            **self.parts.method.log(),
         )
 
     def _measure(self) -> HeldOutResult:

@@ -43,7 +43,7 @@ class Batch:
         return self.keys.numel()
 
     def repeat(self, copies: int) -> Batch:
-        """Every row `copies` times, as so many visits of its samples: visit v becomes v·copies, v·copies + 1, …"""
+        """Every row `copies` times, as more visits: visit v becomes v·copies, v·copies + 1, and so on."""
         if copies == 1:
             return self
         number = torch.arange(copies, device=self.ids.device)

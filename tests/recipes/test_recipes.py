@@ -187,7 +187,7 @@ def test_later_overrides_win_and_values_win_over_all() -> None:
         ("maskin.rate=0.3", r"unknown field maskin: did you mean 'masking'\? allowed are about, corruption"),
         ("training.optimizer.lr=1", r"field training\.optimizer\.lr: .*allowed are beta1.*learning_rate"),
         ("training.phases=[{share: 1, lenght: 64}]", r"training\.phases\.0\.lenght: did you mean 'length'\?"),
-        ("masking.kind=whole", r"masking: unknown kind 'whole': .*allowed are .*spans, uniform, words"),
+        ("masking.kind=whole", r"masking: unknown kind 'whole': .*allowed are .*spans, stratified, uniform, words"),
         ("tokenizer.kind=trian", r"tokenizer: unknown kind 'trian': did you mean 'train'\? allowed are load"),
         ("model.size=huge", r"model\.size: .*'tiny', 'mini', 'small', 'medium' or 'base'.*got 'huge'"),
         ("masking.rate=lots", r"masking\.rate: .*number.*got 'lots'"),

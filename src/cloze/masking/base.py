@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Generic, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloze.config import Config
 from cloze.data.batch import Batch
@@ -50,11 +49,31 @@ class Seen:
     scores: dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the run measured of itself, for policies that decide by it (units: see `cloze.variance`).
+
+    Attributes:
+        visits: how often the run sees its text. rate: that the terms were measured at.
+        body, head: operations per token and per predicted token, up to one factor.
+        data, mask: terms of the gradient's variance; None: not measured.
+        break_even_high: upper bound of D + C; None: not measured, or no two disjoint masks fit.
+    """
+
+    visits: float
+    rate: float
+    body: float
+    head: float
+    data: float | None = None
+    mask: float | None = None
+    break_even_high: float | None = None
+
+
 class Policy(Protocol):
     """What draws the masks of a run: a policy's own configuration, or what its `build` returns.
 
-    An object with state is an `nn.Module` whose state is buffers, so that it is saved, restored and moved
-    with the method but left alone by the main optimiser.
+    An object with state (`Learner`) keeps it in buffers, so that it is saved, restored and moved with the
+    method but left alone by the main optimiser.
 
     Attributes:
         rate: as configured. learned: whether it has state, and `observe` is to be called.
@@ -77,11 +96,14 @@ class Policy(Protocol):
     def scores(self, batch: Batch) -> Tensor | None:
         """[rows, length] ≥ 0: how much it wants each token masked, from the clean text; None: no opinion."""
 
+    def decide(self, evidence: Evidence) -> list[str]:
+        """At a few fixed points of the run: choose by what was measured; lines that say what and why."""
+
     def log(self) -> dict[str, float]:
         """Numbers about its state, for the run's log."""
 
 
-class Masking(Config, ABC):
+class Masking(Config):
     """A masking policy: which tokens are hidden, which are predicted.
 
     A policy without state is its own configuration: `plan` is a pure function. A policy that learns
@@ -111,9 +133,9 @@ class Masking(Config, ABC):
         """Masked copies of each row in one step."""
         return 1
 
-    @abstractmethod
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
         """Masks of the batch: a pure function of (seed, sample key, visit, token index)."""
+        raise NotImplementedError(f"{self.kind}: draws with what `build` returns")
 
     def build(self, networks: Networks) -> Policy:
         """The object that draws the masks of a run."""
@@ -125,6 +147,56 @@ class Masking(Config, ABC):
     def scores(self, batch: Batch) -> Tensor | None:
         """No opinion."""
         return None
+
+    def decide(self, evidence: Evidence) -> list[str]:
+        """Nothing to decide."""
+        return []
+
+    def log(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+
+C = TypeVar("C", bound=Masking)
+
+
+class Learner(nn.Module, Generic[C]):
+    """Base of what `build` returns for a policy that learns; its state is buffers.
+
+    Args:
+        config: the policy's configuration.
+    """
+
+    learned = True
+
+    def __init__(self, config: C):
+        super().__init__()
+        self.config = config
+
+    @property
+    def rate(self) -> Rate:
+        """As configured."""
+        return self.config.rate
+
+    @property
+    def copies(self) -> int:
+        """As configured."""
+        return self.config.copies
+
+    def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
+        """Masks of the batch: a pure function of the state and (seed, sample key, visit, token index)."""
+        raise NotImplementedError
+
+    def observe(self, seen: list[Seen]) -> None:
+        """Nothing to learn."""
+
+    def scores(self, batch: Batch) -> Tensor | None:
+        """No opinion."""
+        return None
+
+    def decide(self, evidence: Evidence) -> list[str]:
+        """Nothing to decide."""
+        return []
 
     def log(self) -> dict[str, float]:
         """Nothing to tell."""

@@ -6,12 +6,11 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cloze.data.batch import Batch
-from cloze.masking.base import Masking, Networks, Policy, Seen
+from cloze.masking.base import Learner, Masking, Networks, Policy, Seen
 from cloze.masking.plan import MaskPlan
-from cloze.masking.rate import Rate
 from cloze.masking.unequal import proposal_draw, unit_scores
 from cloze.masking.units import UnitKind, cut
 
@@ -39,31 +38,20 @@ class Difficulty(Masking):
     def unbiased(self) -> bool:
         return self.reweight
 
-    def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
-        raise NotImplementedError("a policy that learns draws with what `build` returns")
-
     def build(self, networks: Networks) -> Policy:
         return DifficultyPolicy(self, networks)
 
 
-class DifficultyPolicy(nn.Module):
+class DifficultyPolicy(Learner[Difficulty]):
     """The running mean loss of every token, and the masks drawn with it."""
 
-    learned = True
-    copies = 1
     losses: Tensor
     number: Tensor
 
     def __init__(self, config: Difficulty, networks: Networks):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.register_buffer("losses", torch.zeros_like(networks.counts, dtype=torch.float64))
         self.register_buffer("number", torch.zeros_like(networks.counts, dtype=torch.float64))
-
-    @property
-    def rate(self) -> Rate:
-        """As configured."""
-        return self.config.rate
 
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
         """Masks of the batch; uniform before anything was observed."""
@@ -86,7 +74,3 @@ class DifficultyPolicy(nn.Module):
         mean = self.losses.sum() / self.number.sum().clamp(min=1.0)
         table = (self.losses + PRIOR * mean) / (self.number + PRIOR)
         return table[batch.ids]
-
-    def log(self) -> dict[str, float]:
-        """Nothing to tell."""
-        return {}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cloze.data.batch import Batch
-from cloze.masking.base import Masking, Networks, Policy, Seen
+from cloze.masking.base import Learner, Masking, Networks, Policy
 from cloze.masking.plan import MaskPlan
-from cloze.masking.rate import Rate
 from cloze.masking.unequal import proposal_draw, unit_scores
 from cloze.masking.units import UnitKind, cut
 
@@ -36,29 +35,19 @@ class Frequency(Masking):
     def unbiased(self) -> bool:
         return self.reweight
 
-    def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
-        raise NotImplementedError("needs the counts of a corpus: draw with what `build` returns")
-
     def build(self, networks: Networks) -> Policy:
         return FrequencyPolicy(self, networks)
 
 
-class FrequencyPolicy(nn.Module):
+class FrequencyPolicy(Learner[Frequency]):
     """`Frequency` with the counts of a corpus."""
 
     learned = False  # the counts stay as they are
-    copies = 1
     table: Tensor
 
     def __init__(self, config: Frequency, networks: Networks):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.register_buffer("table", (networks.counts.double() + 1.0) ** -config.power)
-
-    @property
-    def rate(self) -> Rate:
-        """As configured."""
-        return self.config.rate
 
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
         """Masks of the batch."""
@@ -66,13 +55,6 @@ class FrequencyPolicy(nn.Module):
         score = unit_scores(units, self.scores(batch))
         return proposal_draw(batch, units, score, rate, seed, self.config.epsilon, self.config.reweight)
 
-    def observe(self, seen: list[Seen]) -> None:
-        """Nothing to learn."""
-
     def scores(self, batch: Batch) -> Tensor:
         """[rows, length] count^(−power) of each token."""
         return self.table[batch.ids]
-
-    def log(self) -> dict[str, float]:
-        """Nothing to tell."""
-        return {}

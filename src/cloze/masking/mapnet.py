@@ -6,14 +6,13 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cloze.data.batch import Batch
-from cloze.masking.base import Masking, Networks, Policy, Seen
+from cloze.masking.base import Learner, Masking, Networks, Policy, Seen
 from cloze.masking.draw import uniform_draw
 from cloze.masking.plan import MaskPlan
 from cloze.masking.proposal import Proposal, Score, observed
-from cloze.masking.rate import Rate
 from cloze.masking.trust import Trust
 from cloze.masking.unequal import predicted_part, proposal_draw, unit_scores
 from cloze.masking.units import UnitKind, cut
@@ -50,31 +49,20 @@ class MapNet(Masking):
     width: int | None = Field(None, ge=1, description="of its layers; null: a quarter of the embeddings'")
     learning_rate: float = Field(3e-3, gt=0.0)
 
-    def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
-        raise NotImplementedError("a policy that learns draws with what `build` returns")
-
     def build(self, networks: Networks) -> Policy:
         return MapNetPolicy(self, networks)
 
 
-class MapNetPolicy(nn.Module):
+class MapNetPolicy(Learner[MapNet]):
     """The network of `MapNet`, how far it is trusted, and the masks drawn with it."""
 
-    learned = True
-    copies = 1
     effective: Tensor
 
     def __init__(self, config: MapNet, networks: Networks):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.proposal = Proposal(networks, config.score, config.width, config.learning_rate)
         self.trust = Trust(config.epsilon)
         self.register_buffer("effective", torch.ones((), dtype=torch.float64))
-
-    @property
-    def rate(self) -> Rate:
-        """As configured."""
-        return self.config.rate
 
     def power(self) -> float:
         """The exponent that the next masks are drawn with."""

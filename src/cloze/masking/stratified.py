@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cloze.data.batch import Batch
-from cloze.masking.base import Masking, Networks, Policy, Seen
+from cloze.masking.base import Learner, Masking, Networks, Policy, Seen
 from cloze.masking.draw import group_by_sample, rank_within, spread
 from cloze.masking.plan import MaskPlan
 from cloze.masking.proposal import Proposal, Score
@@ -51,34 +51,19 @@ class Stratified(Masking):
     def copies(self) -> int:
         return self.same_step
 
-    def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
-        raise NotImplementedError("a policy that learns draws with what `build` returns")
-
     def build(self, networks: Networks) -> Policy:
         return StratifiedPolicy(self, networks)
 
 
-class StratifiedPolicy(nn.Module):
+class StratifiedPolicy(Learner[Stratified]):
     """The network of `Stratified`, its frozen copy, and the masks drawn with it."""
 
-    learned = True
     frozen: Tensor
 
     def __init__(self, config: Stratified, networks: Networks):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.proposal = Proposal(networks, config.score, config.width, config.learning_rate)
         self.register_buffer("frozen", self.proposal.theta.clone())
-
-    @property
-    def rate(self) -> float:
-        """As configured."""
-        return self.config.rate
-
-    @property
-    def copies(self) -> int:
-        """As configured."""
-        return self.config.same_step
 
     @torch.no_grad()
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
@@ -114,7 +99,3 @@ class StratifiedPolicy(nn.Module):
     def scores(self, batch: Batch) -> Tensor:
         """[rows, length] predicted score of each token."""
         return self.proposal.predict(batch)
-
-    def log(self) -> dict[str, float]:
-        """Nothing beyond its kind."""
-        return {}

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from cloze.corruption.view import View
 from cloze.data.batch import Batch
+from cloze.masking.base import Evidence
 from cloze.masking.plan import MaskPlan
 
 
@@ -64,15 +65,21 @@ class Method(nn.Module):
     Class attributes:
         bucket: the number of predicted slots is a multiple of it; above 1 for compiled code.
         coefficients: {term: factor in the total loss}.
+        norms: the feedback also has the norms that proposals learn from (`Seen.scores`).
     """
 
     bucket: int = 1
+    norms: bool = False
     coefficients: ClassVar[dict[str, float]] = {}
 
     @property
     def copies(self) -> int:
         """Masked copies of each row in one step: a step of R rows has R/copies different ones."""
         return 1
+
+    def rate(self, progress: float) -> float:
+        """Share of the tokens that is masked when the share `progress` of the budget is spent."""
+        raise NotImplementedError
 
     def prepare(self, batch: Batch, progress: float) -> Work:
         """Draw masks and make views; `progress` in [0, 1] is the share of the budget that is spent."""
@@ -92,6 +99,14 @@ class Method(nn.Module):
 
     def observe(self, works: list[Work], feedback: list[dict[str, Tensor]]) -> None:
         """Once per global step, with the feedback of its micro-batches: update what learns by itself."""
+
+    def scores(self, batch: Batch) -> Tensor | None:
+        """[rows, length] how much a learned policy wants each token masked; None: it has no opinion."""
+        return None
+
+    def decide(self, evidence: Evidence) -> list[str]:
+        """At a few fixed points of the run: choose by what was measured; lines that say what and why."""
+        return []
 
     def log(self) -> dict[str, float]:
         """Numbers about what learns by itself, for the run's log."""

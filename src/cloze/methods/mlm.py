@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from cloze.config import Config
 from cloze.corruption.replace import Replace, Vocabulary, replace
 from cloze.data.batch import Batch
-from cloze.masking.base import Policy, Seen
+from cloze.masking.base import Evidence, Policy, Seen
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import rate_at
 from cloze.methods.base import Method, Outcome, Work, select
@@ -43,13 +43,17 @@ class Mlm(Method):
         self.corruption = corruption
         self.vocabulary = vocabulary
         self.seed = seed
+        self.norms = masking.learned
 
     @property
     def copies(self) -> int:
         return self.masking.copies
 
+    def rate(self, progress: float) -> float:
+        return rate_at(self.masking.rate, progress)
+
     def prepare(self, batch: Batch, progress: float) -> Work:
-        return self.work(batch, self.masking.plan(batch, rate_at(self.masking.rate, progress), self.seed))
+        return self.work(batch, self.masking.plan(batch, self.rate(progress), self.seed))
 
     def work(self, batch: Batch, plan: MaskPlan) -> Work:
         view = replace(batch, plan, self.corruption, self.vocabulary, self.seed)
@@ -61,7 +65,7 @@ class Mlm(Method):
     def forward(self, work: Work) -> Outcome:
         encoded = self.encoder(work.views[0], work.places)
         layer = self.encoder.vocabulary
-        norms = self.masking.learned and torch.is_grad_enabled()
+        norms = self.norms and torch.is_grad_enabled()
         out = vocabulary_loss(
             encoded.features, layer.weight, layer.bias, work.labels, work.token_weights, norms=norms
         )
@@ -78,6 +82,12 @@ class Mlm(Method):
                     for w, f in zip(works, feedback, strict=True)
                 ]
             )
+
+    def scores(self, batch: Batch) -> Tensor | None:
+        return self.masking.scores(batch)
+
+    def decide(self, evidence: Evidence) -> list[str]:
+        return self.masking.decide(evidence)
 
     def log(self) -> dict[str, float]:
         return self.masking.log()

@@ -49,6 +49,12 @@ class Recipe(Config):
             raise ValueError("a pretrained model has its own tokenizer: set tokenizer.kind=load")
         return self
 
+    @model_validator(mode="after")
+    def _measured(self) -> Recipe:
+        if self.masking.kind == "auto" and not self.evaluation.variance:
+            raise ValueError("masking.kind=auto decides by measured terms: leave evaluation.variance true")
+        return self
+
     def choices(self) -> dict[str, str]:
         """The four choices, a few words each."""
         rate = self.masking.rate

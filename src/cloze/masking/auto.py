@@ -1,0 +1,123 @@
+"""Masks by measurement: the run decides at a few fixed points what its own variance terms recommend."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from cloze.data.batch import Batch
+from cloze.masking.base import Evidence, Learner, Masking, Networks, Policy, Seen
+from cloze.masking.fully_explored import FullyExplored
+from cloze.masking.mapnet import MapNet, MapNetPolicy
+from cloze.masking.plan import MaskPlan
+from cloze.masking.units import UnitKind
+
+REVISITED = 1.5  # visits of the text over the run from which on disjoint segments are worth their name
+
+
+class Auto(Masking):
+    """Chooses between disjoint segments and the proposal network, the copies in a step, and the rate.
+
+    At a few points of the run, fixed by its number of steps, the terms of the gradient's variance are
+    measured on training text (`cloze.variance`), and each choice follows from them:
+
+    - *segments or proposal*: text that is seen more than once gets a sweep of disjoint segments
+      (`fully_explored`), which costs nothing; other text gets `mapnet`, which is uniform masking until
+      its own measured saving lets the proposal in.
+    - *copies*: two disjoint masks of a row in one step if the upper bound of D + C is below 0.
+    - *rate*: the variance at equal compute, (D + M·rate/r)·(body + head·r), is least at
+      r = √(M·rate·body / (D·head)); the rate goes there, within `rate` and `highest`.
+
+    Each decision is a line in the run's log, with its reason. Unbiased as its parts are; a rate that moves
+    changes the objective, as a schedule does, and `highest` equal to `rate` rules that out. Cost: the
+    small network and the measurements, together a few per cent.
+    """
+
+    summary: ClassVar[str] = "as measured"
+    learned: ClassVar[bool] = True
+    kind: Literal["auto"] = "auto"
+    rate: float = Field(0.2, gt=0.0, le=0.5, description="at the start, and the lowest")
+    highest: float = Field(1 / 3, gt=0.0, le=0.5, description="rate that it may go up to")
+    units: UnitKind = Field("tokens", description="what is hidden as a whole")
+    epsilon: float = Field(0.2, gt=0.0, le=0.5, description="of the proposal; weights ≤ 1/epsilon")
+
+    @model_validator(mode="after")
+    def _range(self) -> Auto:
+        if self.highest < self.rate:
+            raise ValueError(f"highest ({self.highest:g}) is below rate ({self.rate:g})")
+        return self
+
+    def build(self, networks: Networks) -> Policy:
+        return AutoPolicy(self, networks)
+
+
+class AutoPolicy(Learner[Auto]):
+    """What `Auto` has decided so far, and the policies that it decides between."""
+
+    decided: Tensor
+
+    def __init__(self, config: Auto, networks: Networks):
+        super().__init__(config)
+        self.proposal = MapNetPolicy(
+            MapNet(rate=config.rate, units=config.units, epsilon=config.epsilon), networks
+        )
+        self.segments = FullyExplored(rate=config.rate, units=config.units)
+        # rate, copies, whether the masks are segments
+        self.register_buffer("decided", torch.tensor([config.rate, 1.0, 0.0], dtype=torch.float64))
+
+    @property
+    def rate(self) -> float:
+        """As decided."""
+        return float(self.decided[0])
+
+    @property
+    def copies(self) -> int:
+        """As decided."""
+        return int(self.decided[1])
+
+    def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
+        """Masks by the policy that is in use."""
+        return (self.segments if bool(self.decided[2]) else self.proposal).plan(batch, rate, seed)
+
+    def decide(self, evidence: Evidence) -> list[str]:
+        """Choose anew."""
+        sweep = evidence.visits >= REVISITED
+        lines = [
+            f"disjoint segments: the text is seen {evidence.visits:.1f} times"
+            if sweep
+            else f"proposal network, as far as it saves: the text is seen {evidence.visits:.1f} times"
+        ]
+        rate = self.config.rate
+        if evidence.data is not None and evidence.mask is not None and self.config.highest > rate:
+            data = max(evidence.data, 1e-12 * evidence.mask)
+            best = (evidence.mask * evidence.rate * evidence.body / (data * evidence.head)) ** 0.5
+            rate = min(max(best, rate), self.config.highest)
+            lines.append(
+                f"rate {rate:.2f}: the least variance at equal compute would be at {best:.2f} "
+                f"(mask term {evidence.mask:.3g}, data term {evidence.data:.3g})"
+            )
+        pair = evidence.break_even_high is not None and evidence.break_even_high < 0.0 and rate <= 0.5
+        if evidence.break_even_high is not None:
+            lines.append(
+                f"{2 if pair else 1} mask{'s' if pair else ''} of a row in one step: "
+                f"D + C is at most {evidence.break_even_high:.3g}"
+            )
+        sweep = sweep or pair  # copies of one row have to be disjoint to be worth anything
+        decided = torch.tensor([rate, 2.0 if pair else 1.0, float(sweep)], dtype=torch.float64)
+        self.decided.copy_(decided)
+        return lines
+
+    def observe(self, seen: list[Seen]) -> None:
+        """The proposal network learns all the time."""
+        self.proposal.observe(seen)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """[rows, length] predicted score of each token."""
+        return self.proposal.scores(batch)
+
+    def log(self) -> dict[str, float]:
+        """What is in use."""
+        return self.proposal.log() | {"segments": float(self.decided[2]), "copies": float(self.copies)}

@@ -1,0 +1,1 @@
+"""Parts of Cloze for people who train with other libraries; each file imports the one it is named after."""

@@ -36,7 +36,7 @@ class Proposal(nn.Module):
     Args:
         networks: of the method.
         score: what it learns.
-        width: of its layers; None is a quarter of the embeddings' width.
+        width: of its layers; None is an eighth of the embeddings' width, at least 32.
         learning_rate: of its Adam.
     """
 
@@ -48,7 +48,7 @@ class Proposal(nn.Module):
     def __init__(self, networks: Networks, score: Score, width: int | None, learning_rate: float):
         super().__init__()
         self.embed, self.score, self.learning_rate = networks.embed, score, learning_rate
-        inner = width or max(8, networks.width // 4)
+        inner = width or max(32, networks.width // 8)
         reach = 2 * REACH + 1
         self.shapes = [(networks.width, inner), (inner,)]
         self.shapes += [(reach, inner), (inner, inner)] * LAYERS
@@ -71,18 +71,19 @@ class Proposal(nn.Module):
         with torch.no_grad():
             tokens = self.embed(batch.ids).float()
             tokens = nn.functional.layer_norm(tokens, tokens.shape[-1:])
-        x = nn.functional.gelu(tokens @ w[0] + w[1])
-        apart = [
-            (_shift(batch.segments, o, -2) == batch.segments)[..., None]
-            for o in range(-REACH, REACH + 1)
-        ]  # fmt: skip
+        at, size = _apart(batch)
+        x = tokens.new_zeros(size, w[1].numel())
+        x = x.index_copy(0, at, nn.functional.gelu(tokens @ w[0] + w[1]).flatten(0, 1))
+        text = tokens.new_zeros(size, 1).index_fill_(0, at, 1.0)
         for layer in range(LAYERS):
             near, mix = w[2 + 2 * layer], w[3 + 2 * layer]
-            mixed = torch.zeros_like(x)
-            for i, together in enumerate(apart):
-                mixed = mixed + torch.where(together, _shift(x, i - REACH, 0.0), 0.0) * near[i]
-            x = x + nn.functional.gelu(mixed) @ mix
-        return (x @ w[-2] + w[-1]).clamp(-8.0, 8.0)
+            wide = nn.functional.pad(x, (0, 0, REACH, REACH))
+            mixed = wide[:size] * near[0]
+            for i in range(1, 2 * REACH + 1):
+                mixed = torch.addcmul(mixed, wide[i : i + size], near[i])
+            x = torch.addcmul(x, nn.functional.gelu(mixed) @ mix, text)
+        found = (x @ w[-2] + w[-1]).clamp(-8.0, 8.0)
+        return found.index_select(0, at).view_as(batch.ids)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
@@ -128,9 +129,15 @@ class Proposal(nn.Module):
         return predictions
 
 
-def _shift(x: Tensor, by: int, fill: float) -> Tensor:
-    """`x` [rows, length, …] with the value of place i + by at place i."""
-    if by == 0:
-        return x
-    gap = torch.full_like(x[:, : abs(by)], fill)
-    return torch.cat([x[:, by:], gap], 1) if by > 0 else torch.cat([gap, x[:, :by]], 1)
+def _apart(batch: Batch) -> tuple[Tensor, int]:
+    """Places [rows · length] of the tokens in one line with gaps between samples, and the line's length.
+
+    With gaps of `REACH` empty places, neighbours of another sample are never mixed in.
+    """
+    flat = batch.segments.flatten()
+    fresh = torch.zeros_like(flat)
+    fresh[1:] = flat[1:] != flat[:-1]
+    most = batch.samples + batch.segments.shape[0]  # no more changes than samples and stretches of padding
+    return torch.arange(flat.numel(), device=flat.device) + REACH * fresh.cumsum(
+        0
+    ), flat.numel() + REACH * most

@@ -43,7 +43,7 @@ class Stratified(Masking):
     )
     units: UnitKind = Field("tokens", description="what is hidden as a whole")
     score: Score = Field("hidden_gradient", description="what orders the units")
-    width: int | None = Field(None, ge=1, description="of its layers; null: a quarter of the embeddings'")
+    width: int | None = Field(None, ge=1, description="of its layers; null: an eighth of the embeddings'")
     learning_rate: float = Field(3e-3, gt=0.0)
     same_step: int = Field(1, ge=1, description="segments of a sample in one update; divides the rows")
 
@@ -81,7 +81,7 @@ class StratifiedPolicy(Learner[Stratified]):
         within = rank_within(begins, bits(seed, Stream.STRATUM, *(x[order] for x in name)))
         # The last stratum may have fewer units than segments: a random rotation is fair to all segments.
         turns = now.turns[of]
-        u = uniform(seed, Stream.STRATUM, batch.keys[of], now.number[of], stratum)
+        u = uniform(seed, Stream.STRATUM, batch.keys[of], now.number[of], -1 - stratum)  # never a unit's name
         rotation = (u * turns).floor().to(torch.int64)
         drawn = torch.zeros(of.numel(), dtype=torch.bool, device=of.device)
         drawn[order] = (within + rotation) % turns == now.turn[of]

@@ -46,7 +46,7 @@ def cloze_run(recipe: str, data: str, steps: int, store: str) -> tuple[float, fl
 def bare_loop(recipe: str, data: str, steps: int, store: str) -> float:
     """Tokens per second of forward, backward and optimiser step on one batch (median step)."""
     code = f"""
-import json, time, statistics
+import json, time, statistics, torch
 from cloze.run import resolve
 from cloze.data.corpus import open_corpus
 from cloze.methods.build import build_method, vocabulary_of
@@ -57,7 +57,8 @@ recipe, _ = resolve({recipe!r}, {data!r}, overrides=["data.store={store}"])
 corpus = open_corpus(recipe.data, recipe.tokenizer)
 encoder = Encoder(build_model(recipe.model, corpus.tokenizer, 0))
 choices = recipe.objective, recipe.masking, recipe.corruption
-method = build_method(*choices, encoder, vocabulary_of(corpus.tokenizer), 0)
+counts = torch.ones(encoder.vocabulary.weight.shape[0])
+method = build_method(*choices, encoder, vocabulary_of(corpus.tokenizer), counts, 0)
 phase = recipe.training.phases[0]
 loader = corpus.loader(corpus.layout(phase.length, encoder.longest(), False), 0)
 work = method.prepare(loader.batch(0, phase.rows), 0.0)

@@ -40,6 +40,8 @@ ARMS = {
     "mapnet_loss": "{kind: mapnet, score: loss, power: 1.0}",
     "mapnet_part": "{kind: mapnet, predict: 0.5}",
     "stratified": "{kind: stratified}",
+    "auto": "{kind: auto, highest: RATE}",
+    "auto_rate": "{kind: auto}",
 }
 MARGIN = 0.01  # nats: non-inferior to uniform when the interval lies below
 
@@ -65,7 +67,7 @@ def train(arm: str, seed: int, file: Path, arguments: argparse.Namespace) -> Non
     scarce = arguments.regime == "scarce"
     data: Any = scarce_text(arguments.data, 200_000) if scarce else arguments.data
     settings = [
-        f"masking={ARMS[arm]}",
+        f"masking={ARMS[arm].replace('RATE', str(arguments.rate))}",
         f"masking.rate={arguments.rate}",
         f"model={{kind: new, family: modernbert, layers: 4, width: {arguments.width}}}",
         f"data.heldout={{path: {arguments.heldout}}}",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cloze.errors import ClozeError
 
 if TYPE_CHECKING:
+    from cloze.diagnosis.result import Diagnosis
+    from cloze.diagnosis.run import diagnose
     from cloze.run import Run, pretrain
 
-__all__ = ["ClozeError", "Run", "pretrain"]
+__all__ = ["ClozeError", "Diagnosis", "Run", "diagnose", "pretrain"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("Run", "pretrain"):  # torch and transformers take seconds to import
-        from cloze import run
+_PLACES = {
+    "Diagnosis": "cloze.diagnosis.result",
+    "Run": "cloze.run",
+    "diagnose": "cloze.diagnosis.run",
+    "pretrain": "cloze.run",
+}
 
-        return getattr(run, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:  # torch and transformers take seconds to import
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'cloze' has no attribute {name!r}")

@@ -207,6 +207,60 @@ def fill(
 
 
 @app.command()
+def diagnose(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint, a model folder or a hub id.")],
+    data: DataOption = None,
+    sequences: Annotated[int, typer.Option(help="Sequences that are measured.")] = 64,
+    masks: Annotated[int, typer.Option(help="Masks of each sequence; an even number.")] = 8,
+    length: Annotated[int | None, typer.Option(help="Tokens of a sequence; default: 128 at most.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Share that is masked; default: the run's, or 0.15.")
+    ] = None,
+    parameters: Annotated[str, typer.Option(help="all, body (the layers) or a pattern of names.")] = "all",
+    weight: Annotated[
+        str | None, typer.Option(help="curvature: also weigh the variance by its cost in loss.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for diagnosis.json and diagnosis.html.")] = None,
+    text_field: TextField = None,
+    split_text: Split = None,
+    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
+) -> None:
+    """Measure where the gradient's variance comes from, and what would lower it."""
+    from cloze.diagnosis.run import diagnose as run_diagnose
+    from cloze.diagnosis.table import lines
+
+    with ExitStack() as stack:
+        terminal = _terminal(stack)
+
+        def meter(what: str, done: int, total: int) -> None:
+            if terminal.total is None:
+                terminal.begin(total)
+            terminal.show(f"measuring {what}", done)
+
+        result = run_diagnose(
+            model,
+            data,
+            sequences=sequences,
+            masks=masks,
+            length=length,
+            rate=rate,
+            parameters=parameters,
+            weight=weight,
+            out=out,
+            text_field=text_field,
+            split_text=split_text,
+            seed=seed,
+            progress=terminal.reading,
+            meter=meter,
+        )
+        if out is not None:
+            terminal.say(f"written: {out / 'diagnosis.json'}, {out / 'diagnosis.html'}")
+    for line in lines(result):
+        heading = bool(line) and not line.startswith(" ")
+        out_console.print(line, style="bold" if heading else None, soft_wrap=True)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     to: Annotated[Path, typer.Option(help="New folder for the model.")],

@@ -13,8 +13,10 @@ import json
 import logging
 import os
 import time
+from dataclasses import replace
 from hashlib import blake2b
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,10 @@ from transformers.utils import logging as hf_logging
 from cloze.assembly import assemble, open_text
 from cloze.data.corpus import Corpus, Progress
 from cloze.data.tokenizers import identity
+from cloze.diagnosis import online
 from cloze.errors import ClozeError
 from cloze.evaluation.heldout import HeldOutResult
 from cloze.evaluation.samples import samples
-from cloze.masking.rate import rate_at
 from cloze.recipes.load import difference, dump
 from cloze.recipes.schema import Recipe
 from cloze.report.model_card import model_card
@@ -258,9 +260,11 @@ class Session:
             round(i * state.steps / self.recipe.evaluation.times)
             for i in range(1, self.recipe.evaluation.times + 1)
         }
+        points = online.points(state.steps) if self.recipe.evaluation.variance else set()
+        stops = sorted({*(p for p in points if p > state.step), state.steps})
         mark = time.perf_counter()
         try:
-            for result in self.trainer.run(state.steps):
+            for result in chain.from_iterable(self.trainer.run(stop) for stop in stops):
                 now = time.perf_counter()
                 self._count(result, now - mark)
                 if state.step % settings.log_every == 0 or state.step == state.steps:
@@ -268,6 +272,11 @@ class Session:
                 mark = now
                 if state.step in evaluations:
                     self._evaluate()
+                    now = time.perf_counter()
+                    state.seconds += now - mark
+                    mark = now
+                if state.step in points:
+                    self._measure_variance()
                     now = time.perf_counter()
                     state.seconds += now - mark
                     mark = now
@@ -304,7 +313,7 @@ class Session:
             loss=window["loss"] / max(1.0, window["predicted"]),
             learning_rate=last.learning_rate,
             gradient_norm=last.gradient_norm,
-            rate=rate_at(self.recipe.masking.rate, (state.step - 1) / state.steps),
+            rate=self.parts.method.rate((state.step - 1) / state.steps),
             predicted=last.predicted,
             tokens_per_second=window["tokens"] / max(window["seconds"], 1e-9),
             **self.parts.method.log(),
@@ -327,6 +336,31 @@ class Session:
             predicted=result.losses.numel(),
         )
         return result
+
+    def _measure_variance(self) -> None:
+        """Measure where the gradient's variance comes from, and let the policy decide by it."""
+        state, method, loaders = self.state, self.parts.method, self.parts.loaders
+        phases = self.recipe.training.phases
+        index = self.trainer.phase_at(state.step - 1)
+        loader, rate = loaders[index], method.rate(state.step / state.steps)
+        planned = [p.share * state.steps * p.rows for p in phases]
+        tokens = sum(n * p.length * x.fill for n, p, x in zip(planned, phases, loaders, strict=True))
+        number = online.rows_to_measure(state.steps, round(tokens / state.steps), phases[index].length)
+        found, start = None, time.perf_counter()
+        if number:
+            cursor = state.cursors[self.trainer.streams[index]]
+            rows = [loader.batch(cursor + i, 1).to(self.accelerator.device) for i in range(number)]
+            found = online.measure(method, rows, rate, self.recipe.seed + state.step)
+        if found is not None:
+            took = time.perf_counter() - start
+            self.metrics.record("variance", state.step, tokens=state.tokens, took=took, **found.record())
+        if state.step < state.steps:
+            visits = tokens / max(1, sum(r.used for r in loader.sources))
+            known = online.evidence(found, self.parts.encoder, visits, rate)
+            if any(p.rows % 2 for p in phases):
+                known = replace(known, break_even_high=None)
+            for line in method.decide(known):
+                self.metrics.record("note", state.step, message=line)
 
     # -- saving ---------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Terminal:
         done = self._done.setdefault(name, [0, 0])
         done[0] += characters
         done[1] += tokens
-        self._show(f"reading {_short(name)}: {amount(done[0])} characters, {amount(done[1])} tokens", None)
+        self.show(f"reading {_short(name)}: {amount(done[0])} characters, {amount(done[1])} tokens", None)
 
     def begin(self, steps: int) -> None:
         """A run of so many steps begins."""
@@ -86,14 +86,15 @@ class Terminal:
                     f"  {duration(record['seconds'] / record['step'] * (self.total - record['step']))} left"
                 )
             line = f"loss {record['loss']:.3f}{self._held}  {amount(speed)} tok/s{left}"
-            self._show(line, record["step"])
+            self.show(line, record["step"])
 
     def say(self, text: str) -> None:
         """A line of its own."""
         console = self._bar.console if self._bar is not None else self.console
         console.print(Text(text), soft_wrap=True)
 
-    def _show(self, line: str, step: int | None) -> None:
+    def show(self, line: str, step: int | None) -> None:
+        """A line that replaces the last one, with the bar at `step`."""
         if self.plain:
             now = time.monotonic()
             if now - self._last >= self.every or (step is not None and step == self.total):

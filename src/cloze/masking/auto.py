@@ -84,28 +84,30 @@ class AutoPolicy(Learner[Auto]):
 
     def decide(self, evidence: Evidence) -> list[str]:
         """Choose anew."""
-        sweep = evidence.visits >= REVISITED
-        lines = [
-            f"disjoint segments: the text is seen {evidence.visits:.1f} times"
-            if sweep
-            else f"proposal network, as far as it saves: the text is seen {evidence.visits:.1f} times"
-        ]
+        high = evidence.break_even_high
+        pair = high is not None and high < 0.0
+        seen = f"the text is seen {evidence.visits:.1f} times"
+        sweep = pair or evidence.visits >= REVISITED  # copies are worth something only if they are disjoint
+        if evidence.visits >= REVISITED:
+            lines = [f"disjoint segments: {seen}"]
+        elif sweep:
+            lines = ["disjoint segments: two masks of a row in one step have to be disjoint"]
+        else:
+            lines = [f"proposal network, as far as it saves: {seen}"]
         rate = self.config.rate
         if evidence.data is not None and evidence.mask is not None and self.config.highest > rate:
-            data = max(evidence.data, 1e-12 * evidence.mask)
-            best = (evidence.mask * evidence.rate * evidence.body / (data * evidence.head)) ** 0.5
+            # Both are estimates, which may be below 0.
+            mask = max(evidence.mask, 0.0)
+            data = max(evidence.data, 1e-12 * mask, 1e-300)
+            best = min(1.0, (mask * evidence.rate * evidence.body / (data * evidence.head)) ** 0.5)
             rate = min(max(best, rate), self.config.highest)
             lines.append(
                 f"rate {rate:.2f}: the least variance at equal compute would be at {best:.2f} "
                 f"(mask term {evidence.mask:.3g}, data term {evidence.data:.3g})"
             )
-        pair = evidence.break_even_high is not None and evidence.break_even_high < 0.0 and rate <= 0.5
-        if evidence.break_even_high is not None:
-            lines.append(
-                f"{2 if pair else 1} mask{'s' if pair else ''} of a row in one step: "
-                f"D + C is at most {evidence.break_even_high:.3g}"
-            )
-        sweep = sweep or pair  # copies of one row have to be disjoint to be worth anything
+        if high is not None:
+            masks = "2 masks" if pair else "1 mask"
+            lines.append(f"{masks} of a row in one step: D + C is at most {high:.3g}")
         decided = torch.tensor([rate, 2.0 if pair else 1.0, float(sweep)], dtype=torch.float64)
         self.decided.copy_(decided)
         return lines

@@ -57,7 +57,8 @@ class Evidence:
         visits: how often the run sees its text. rate: that the terms were measured at.
         body, head: operations per token and per predicted token, up to one factor.
         data, mask: terms of the gradient's variance; None: not measured.
-        break_even_high: upper bound of D + C; None: not measured, or no two disjoint masks fit.
+        break_even_high: upper bound of D + C; None: not measured, or no two disjoint masks fit, or the rows
+            of a step cannot be halved.
     """
 
     visits: float

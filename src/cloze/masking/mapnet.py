@@ -95,7 +95,7 @@ class MapNetPolicy(Learner[MapNet]):
         return self.proposal.predict(batch)
 
     def log(self) -> dict[str, float]:
-        """`proposal_saving`: measured, of the exponent in use. `effective_sample`: (Σw)²/(NΣw²) of a step."""
+        """`proposal_saving`: measured, of the best exponent. `effective_sample`: (Σw)²/(NΣw²) of a step."""
         savings = self.trust.savings()
         return {
             "proposal_power": self.power(),

@@ -45,7 +45,13 @@ class Proposal(nn.Module):
     second: Tensor
     steps: Tensor
 
-    def __init__(self, networks: Networks, score: Score, width: int | None, learning_rate: float):
+    def __init__(
+        self,
+        networks: Networks,
+        score: Score = "hidden_gradient",
+        width: int | None = None,
+        learning_rate: float = 3e-3,
+    ):
         super().__init__()
         self.embed, self.score, self.learning_rate = networks.embed, score, learning_rate
         inner = width or max(32, networks.width // 8)

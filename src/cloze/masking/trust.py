@@ -58,7 +58,8 @@ class Trust(nn.Module):
 
     def savings(self) -> Tensor:
         """[powers] float64, the share of the second moment that each exponent saves; 0 before any step."""
-        return 1.0 - self.moments / self.moments[0].clamp(min=1e-300)
+        saved = 1.0 - self.moments / self.moments[0].clamp(min=1e-300)
+        return torch.where(self.moments[0] > 0.0, saved, 0.0)
 
     def power(self) -> float:
         """The exponent to draw with: 0 until a saving is known, and when it is gone."""

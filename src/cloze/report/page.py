@@ -1,6 +1,7 @@
 """A run folder as one HTML page that needs nothing else: no script, no network, no other file."""
 
 import os
+from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -27,17 +28,21 @@ def write_report(folder: Path) -> Path:
 
     Raises `ClozeError` if the folder is not a run.
     """
-    path = folder / "report.html"
-    temporary = folder / "report.html.tmp"
+    return write_page(folder / "report.html", render(read_run(folder)))
+
+
+def write_page(path: Path, source: str) -> Path:
+    """Write a page so that a reader sees the old one or the new one; its path."""
+    temporary = path.with_name(f"{path.name}.tmp")
     # A tokenizer that cuts inside a character can leave half of a surrogate pair, which UTF-8 cannot hold.
-    temporary.write_bytes(render(read_run(folder)).encode("utf-8", errors="replace"))
+    temporary.write_bytes(source.encode("utf-8", errors="replace"))
     os.replace(temporary, path)
     return path
 
 
 def render(run: Run) -> str:
     """The whole page."""
-    name = escape(str(run.summary.get("recipe", run.name)))
+    name = str(run.summary.get("recipe", run.name))
     learnt = words.frequency_bands(run.samples), words.word_tables(run.samples)
     body = (
         f"<header>{headline.title(run)}</header>",
@@ -48,9 +53,14 @@ def render(run: Run) -> str:
         section("Blanks, filled in", (words.filled_examples(run.samples),)),
         section("How it was made", (_method(run), _tables(run), _recipe(run))),
         section("Notes", (_notes(run),)),
-        section("Glossary", ("<dl class='glossary'>", *_glossary(), "</dl>")),
-        f"<footer>Written by cloze {escape(cloze.__version__)}.</footer>",
+        glossary(GLOSSARY),
     )
+    return document(f"{name} · Cloze run report", body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole page around its parts, with everything it needs inside."""
+    footer = f"<footer>Written by cloze {escape(cloze.__version__)}.</footer>"
     style = files("cloze.report").joinpath("style.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
@@ -58,8 +68,8 @@ def render(run: Run) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{name} · Cloze run report</title>\n<style>\n{style}</style></head>\n"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n"
+        f"<body><main>{''.join(body)}{footer}</main></body></html>\n"
     )
 
 
@@ -123,5 +133,7 @@ def _notes(run: Run) -> str:
     return f"{more}<table class='notes'>{rows}</table>" if rows else ""
 
 
-def _glossary() -> list[str]:
-    return [f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in GLOSSARY.items()]
+def glossary(terms: Mapping[str, str]) -> str:
+    """A section that says what the terms of a page mean."""
+    pairs = (f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in terms.items())
+    return section("Glossary", ("<dl class='glossary'>", *pairs, "</dl>"))

@@ -43,7 +43,7 @@ def loss_svg(run: Run, x: XAxis) -> str | None:
         return None
     figure = Figure(figsize=(4.5, 3.0), layout="constrained", facecolor="none")
     _draw_loss(figure.add_subplot(), run, x)
-    return _svg(figure, f"loss-{x}", f"Held-out loss against {'tokens' if x == 'tokens' else 'time'}")
+    return svg(figure, f"loss-{x}", f"Held-out loss against {'tokens' if x == 'tokens' else 'time'}")
 
 
 def small_svg(run: Run, key: str) -> str | None:
@@ -63,7 +63,7 @@ def small_svg(run: Run, key: str) -> str | None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
     _finish(axes, "tokens", float(tokens.max()), "tokens")
     axes.set_title(label, loc="left", fontsize=8, color=PALETTE["soft"])
-    return _svg(figure, f"small-{key}", f"{label} against tokens")
+    return svg(figure, f"small-{key}", f"{label} against tokens")
 
 
 def save_loss_plot(folder: Path, out: Path) -> None:
@@ -134,9 +134,14 @@ def _finish(axes: Axes, x: XAxis, last: float, label: str) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlim(0, 1.02 * max(last, 1.0))
+    finish(axes, label)
+
+
+def finish(axes: Axes, label: str, grid: Literal["x", "y"] = "y") -> None:
+    """The look of all plots: a label below, soft lines along one axis, no frame."""
     axes.set_xlabel(label, fontsize=8, color=PALETTE["soft"])
     axes.set_facecolor("none")
-    axes.grid(axis="y", color=PALETTE["rule"], linewidth=0.6)
+    axes.grid(axis=grid, color=PALETTE["rule"], linewidth=0.6)
     axes.tick_params(labelsize=8, length=0, labelcolor=PALETTE["soft"])
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -148,7 +153,7 @@ def _known(across: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return across[keep], values[keep]
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an inline `<svg>`: real text, ids of its own, the page's colours, no fixed size."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -77,11 +77,12 @@ class Trainer:
     ):
         self.method, self.loaders, self.settings = method, loaders, settings
         self.state, self.seed, self.accelerator = state, seed, accelerator
+        parts = accelerator.num_processes * method.copies
         for phase in settings.phases:
-            if phase.rows % (accelerator.num_processes * method.copies):
+            if phase.rows % parts:
                 raise ClozeError(
                     f"training.phases: {phase.rows} rows cannot be split over {accelerator.num_processes} "
-                    f"processes, {method.copies} masked copies of each row"
+                    f"process(es) and {method.copies} masked copies of each row: use a multiple of {parts}"
                 )
         lengths = [phase.length for phase in settings.phases]
         self.streams = [lengths.index(length) for length in lengths]  # phases of one length share their rows

@@ -205,3 +205,18 @@ def test_half_a_surrogate_pair_does_not_stop_the_report(fake_run: Path) -> None:
 def test_loss_plot_is_a_png(fake_run: Path, tmp_path: Path) -> None:
     save_loss_plot(fake_run, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_noise_is_a_table_of_what_was_measured(fake_run: Path) -> None:
+    assert "noise comes from" not in page_of(fake_run).text
+    first = {"kind": "variance", "step": 300, "rows": 26, "mask_share": 0.5}
+    again = first | {"mask_share": 0.91, "mask_share_low": 0.88, "mask_share_high": 0.93}
+    last = {"kind": "variance", "step": 900, "noise_scale_low": 40.0}
+    with (fake_run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in (first, again, last))
+    text = page_of(fake_run).text
+    assert "noise comes from" in text
+    assert "91% [88%, 93%]" in text
+    assert "50%" not in text.split("noise comes from")[1].split("Measured on")[0]  # the first try of step 300
+    assert "≥ 40" in text
+    assert "proposal saves" not in text

@@ -1,11 +1,11 @@
 """A diagnosis as one HTML page that needs nothing else: what to change, and the numbers it rests on."""
 
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from cloze.report import diagnosis_plots as plots
+from cloze.report.estimates import both, interval, only, table
 from cloze.report.markup import NOTHING, compact, duration, facts, figure, section, word
 from cloze.report.page import document, glossary, write_page
 from cloze.report.reading import finite, records
@@ -78,8 +78,8 @@ def _tiles(content: dict[str, Any]) -> str:
         ("noise scale", "noise_scale", False, "sequences"),
     )
     cells = "".join(
-        f"<div><dt>{name}</dt><dd>{_only(content.get(key), share)}</dd>"
-        f'<dd class="below">{_range(content.get(key), share)} {note}</dd></div>'
+        f"<div><dt>{name}</dt><dd>{only(content.get(key), share)}</dd>"
+        f'<dd class="below">{interval(content.get(key), share)} {note}</dd></div>'
         for name, key, share, note in tiles
     )
     return f'<dl class="tiles main">{cells}</dl>'
@@ -91,12 +91,12 @@ def _where(content: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(content.get("loss_cost"), dict):
         rows.append(("weighed by cost in loss", content["loss_cost"]))
     cells = [
-        (name, *(_both(r.get(key), key == "mask_share") for key in ("data_term", "mask_term", "mask_share")))
+        (name, *(both(r.get(key), key == "mask_share") for key in ("data_term", "mask_term", "mask_share")))
         for name, r in rows
     ]
     return (
         f'<div class="plots one">{figure(plots.terms_svg(groups))}</div>',
-        _table(("parameters", "data term", "mask term", "mask share"), cells),
+        table(("parameters", "data term", "mask term", "mask share"), cells),
     )
 
 
@@ -112,12 +112,12 @@ def _overlap(content: dict[str, Any]) -> tuple[str, ...]:
         ),
     )
     rows = [
-        (f"{finite(d.get('distance')) or 0.0:.0%}", _both(d.get("covariance")), _count(d, "pairs"))
+        (f"{finite(d.get('distance')) or 0.0:.0%}", both(d.get("covariance")), _count(d, "pairs"))
         for d in records(content, "hamming")
     ]
     return (
         f'<div class="plots">{"".join(drawings)}</div>' if any(drawings) else "",
-        _table(("distance", "covariance", "pairs"), rows),
+        table(("distance", "covariance", "pairs"), rows),
     )
 
 
@@ -128,7 +128,7 @@ def _choosing(content: dict[str, Any]) -> tuple[str, ...]:
     named = {NAMES.get(name, name): s for name, s in savings.items() if isinstance(s, dict)}
     note = (
         f'<p class="note">The gradients of single tokens of a sequence have a spread (CV) of '
-        f"{_both(content.get('cv'))}. The control must be far below 0, or nothing here is to be believed.</p>"
+        f"{both(content.get('cv'))}. The control must be far below 0, or nothing here is to be believed.</p>"
     )
     wanted = "".join(
         f"<li>{word(str(w.get('token', '')))} {_percent_of(w.get('inclusion'))}</li>"
@@ -137,7 +137,7 @@ def _choosing(content: dict[str, Any]) -> tuple[str, ...]:
     return (
         f'<div class="plots one">{figure(plots.savings_svg(named))}</div>',
         note,
-        _table(("score", "saved of the mask term"), [(n, _both(s, True)) for n, s in named.items()]),
+        table(("score", "saved of the mask term"), [(n, both(s, True)) for n, s in named.items()]),
         f'<h3>What the proposal wants masked, and how often</h3><ul class="wanted">{wanted}</ul>'
         if wanted
         else "",
@@ -161,9 +161,9 @@ def _elsewhere(content: dict[str, Any]) -> tuple[str, ...]:
     def row(name: str, p: dict[str, Any]) -> tuple[str, ...]:
         return (
             name,
-            _both(p.get("variance")),
-            _both(p.get("variance_per_compute")),
-            _both(p.get("noise_scale")),
+            both(p.get("variance")),
+            both(p.get("variance_per_compute")),
+            both(p.get("noise_scale")),
             f"{(finite(p.get('cost')) or 0.0) / 1e9:.3g}",
         )
 
@@ -172,7 +172,7 @@ def _elsewhere(content: dict[str, Any]) -> tuple[str, ...]:
     return (
         f'<div class="plots small">{drawings}</div>' if drawings else "",
         note,
-        _table(("setting", "variance", "variance × cost", "noise scale", "cost"), rows),
+        table(("setting", "variance", "variance × cost", "noise scale", "cost"), rows),
     )
 
 
@@ -189,47 +189,6 @@ def _setting(content: dict[str, Any]) -> str:
     environment = content.get("environment")
     machine = facts("Environment", environment if isinstance(environment, dict) else {})
     return f'<div class="tables">{facts("Setting", what)}{machine}</div>'
-
-
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(h)}</th>" for h in heads)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(c)}</td>" for c in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return f'<table class="words numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _value(estimate: object, key: str = "value") -> float | None:
-    return finite(estimate.get(key)) if isinstance(estimate, dict) else None
-
-
-def _plain(value: float | None, share: bool) -> str:
-    if value is None:
-        return "?"
-    if share:
-        return f"{round(100 * value):,}%".replace("-", "−")
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
-
-
-def _only(estimate: object, share: bool = False) -> str:
-    """The value alone, or the bound that is known."""
-    value, low = _value(estimate), _value(estimate, "low")
-    if value is None:
-        return NOTHING if low is None else f"≥ {_plain(low, share)}"
-    return _plain(value, share)
-
-
-def _range(estimate: object, share: bool) -> str:
-    if _value(estimate) is None:
-        return ""
-    return f"[{_plain(_value(estimate, 'low'), share)}, {_plain(_value(estimate, 'high'), share)}]"
-
-
-def _both(estimate: object, share: bool = False) -> str:
-    return f"{_only(estimate, share)} {_range(estimate, share)}".strip()
 
 
 def _percent_of(value: object) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import cloze
 from cloze.report import headline, words
 from cloze.report.markup import compact, facts, figure, percent, section
+from cloze.report.noise import noise_table
 from cloze.report.plots import SMALL_PLOTS, comparable, loss_svg, small_svg
 from cloze.report.reading import Run, finite, read_run
 
@@ -49,6 +50,7 @@ def render(run: Run) -> str:
         headline.warnings(run),
         f'<section class="top">{headline.tiles(run)}{headline.interpretation(run)}</section>',
         section("Learning curves", (_curves(run),)),
+        section("Where the gradient's noise comes from", (_noise(run),)),
         section("Which words are learnt", learnt),
         section("Blanks, filled in", (words.filled_examples(run.samples),)),
         section("How it was made", (_method(run), _tables(run), _recipe(run))),
@@ -84,6 +86,18 @@ def _curves(run: Run) -> str:
         (f'<div class="plots">{large}</div>' if large else "")
         + (f'<p class="note">{escape(note)}</p>' if note and large else "")
         + (f'<div class="plots small">{small}</div>' if small else "")
+    )
+
+
+def _noise(run: Run) -> str:
+    table = noise_table(run)
+    if not table:
+        return ""
+    return table + (
+        '<p class="note">Measured on a few rows of training text, 95% intervals. Mask share: how much of '
+        "the gradient's variance the choice of masks makes. Data term + covariance: two disjoint masks of a "
+        "row in one step pay where it is below 0. <code>cloze diagnose</code> measures more, and says what "
+        "to change.</p>"
     )
 
 

@@ -36,6 +36,7 @@ class Run:
     thinned_by: int
     heldout: Series
     notes: list[tuple[int | None, str]]
+    variance: list[dict[str, Any]]
     samples: dict[str, Any]
     recipe: str
     missing: list[str]
@@ -74,7 +75,7 @@ def read_run(folder: Path) -> Run:
     summary = _read_object(folder / "summary.json", missing)
     samples = _read_object(folder / "samples.json", missing)
     recipe = _read_text(folder / "recipe.yaml", missing)
-    lines, heldout_lines, notes = _read_metrics(_read_text(folder / "metrics.jsonl", missing))
+    lines, heldout_lines, notes, variance = _read_metrics(_read_text(folder / "metrics.jsonl", missing))
     heldout = _series(heldout_lines, HELDOUT_KEYS, 1)
     thinned_by = max(1, math.ceil(len(lines) / MAX_POINTS))
     known = {key: value for key, value in summary.items() if value is not None}
@@ -85,6 +86,7 @@ def read_run(folder: Path) -> Run:
         thinned_by=thinned_by,
         heldout=heldout,
         notes=notes,
+        variance=variance,
         samples=samples,
         recipe=recipe,
         missing=missing,
@@ -113,14 +115,17 @@ def _read_object(path: Path, missing: list[str]) -> dict[str, Any]:
 Lines = dict[float, tuple[float, ...]]
 
 
-def _read_metrics(text: str) -> tuple[Lines, Lines, list[tuple[int | None, str]]]:
-    """Step and held-out lines by step, and the notes.
+def _read_metrics(
+    text: str,
+) -> tuple[Lines, Lines, list[tuple[int | None, str]], list[dict[str, Any]]]:
+    """Step and held-out lines by step, the notes, and what was measured of the variance.
 
     A resumed run repeats the steps since its checkpoint: the last line of a step is the one that counts.
     """
     steps: Lines = {}
     heldout: Lines = {}
     notes: list[tuple[int | None, str]] = []
+    variance: dict[float, dict[str, Any]] = {}
     for line in text.splitlines():
         try:
             event = json.loads(line)
@@ -135,7 +140,10 @@ def _read_metrics(text: str) -> tuple[Lines, Lines, list[tuple[int | None, str]]
             steps[step] = _row(event, STEP_KEYS)
         elif event.get("kind") == "heldout" and step is not None:
             heldout[step] = _row(event, HELDOUT_KEYS)
-    return dict(sorted(steps.items())), dict(sorted(heldout.items())), notes
+        elif event.get("kind") == "variance" and step is not None:
+            variance[step] = event
+    measured = [event for _, event in sorted(variance.items())]
+    return dict(sorted(steps.items())), dict(sorted(heldout.items())), notes, measured
 
 
 def _row(event: dict[str, Any], keys: tuple[str, ...]) -> tuple[float, ...]:

@@ -141,6 +141,7 @@ MEANINGS = {
     "TrainTokenizer.lowercase": "lower-case the text",
     "LoadTokenizer.path": "folder or hub id; `null`: the model's folder",
     "LoadTokenizer.add_mask_token": "add `[MASK]` to a tokenizer that has no mask token",
+    "MapNet.learning_rate": "of the small network, by an Adam of its own",
     "NewModel.family": "architecture",
     "NewModel.size": "layers × width: "
     + ", ".join(f"{n} {a} × {b}" for n, (a, b) in SIZES.items())

@@ -300,7 +300,7 @@ def test_a_column_that_looks_like_something_else(cloze: Cloze, corpus: Path, set
         (["mlm", "--set", "model.size=huge"], ["model.size", "'tiny'", "'base'", "'huge'"]),
         (
             ["mlm", "--set", "masking.kind=sapns"],
-            ["did you mean 'spans'", "spans, uniform, words"],
+            ["did you mean 'spans'", "stratified, uniform, words"],
         ),
         (["mlm", "--set", "rate"], ["write it as some.field=value"]),
         (["mlm", "--seed", "x"], ["--seed", "integer"]),

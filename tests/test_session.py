@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -17,7 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertModel, pipeline
 
 import cloze
-from cloze import ClozeError, Run
+from cloze import ClozeError, Run, session
+from cloze.diagnosis import online
+from cloze.masking import stratified, trust
+from cloze.masking.base import Evidence
 from cloze.methods.mlm import Mlm
 from cloze.recipes.load import dump, load_recipe
 from cloze.run import resolve
@@ -35,7 +39,7 @@ WORDS = (
 )
 SPANS = ("masking.kind=spans", "model.dropout=0.1", "training.schedule.kind=cosine")
 FLAT = "training.schedule={kind: constant, warmup: 0.0}"
-TIMES = {"seconds", "tokens_per_second"}
+TIMES = {"seconds", "tokens_per_second", "took"}
 
 
 class Stop:
@@ -626,3 +630,133 @@ def test_a_compiled_run_is_the_same_run(train: Train, tmp_path: Path) -> None:
     compiled = train(tmp_path / "compiled", "training.compile=true", budget="4steps")
     assert compiled.summary["heldout_loss"] == pytest.approx(plain.summary["heldout_loss"], abs=1e-3)
     assert compiled.summary["heldout_loss"] != compiled.summary["heldout_loss_initial"]
+
+
+# -- policies that learn and decide -----------------------------------------------------------------------
+
+LEARNERS = {
+    "mapnet": ("masking={kind: mapnet, learning_rate: 0.05}",),
+    "stratified": ("masking={kind: stratified, order: score}",),
+    "difficulty": ("masking={kind: difficulty}",),
+    "auto": ("masking={kind: auto}",),
+}
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policies use what they learn, and runs measure their variance, within six steps."""
+    monkeypatch.setattr(trust, "WARM", 1)
+    monkeypatch.setattr(trust, "POWERS", (1e-9, 0.25, 0.5, 0.75, 1.0))
+    monkeypatch.setattr(trust, "MARGIN", -1.0)
+    monkeypatch.setattr(stratified, "FIRST_FREEZE", 1)
+    monkeypatch.setattr(online, "SHARE", 1e9)
+    monkeypatch.setattr(online, "MOST", 6)
+
+
+@pytest.fixture
+def paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is measured, two masks of a row in one step seem to pay from the second point on."""
+    evidence = online.evidence
+
+    def seems(*arguments: Any) -> Evidence:
+        found = evidence(*arguments)
+        return dataclasses.replace(found, break_even_high=-1.0 if found.rate > 0.2 else None)
+
+    monkeypatch.setattr(online, "evidence", seems)
+
+
+@pytest.mark.usefixtures("soon", "paired")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_a_resumed_run_has_learnt_the_same(kind: str, train: Train, tmp_path: Path) -> None:
+    """What policies learn and decide is in the checkpoint: bit-equal, with other workers too."""
+    options = (*LEARNERS[kind], "training.checkpoint_every=100")
+    whole = train(tmp_path / "whole", *options)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", *options, "training.workers=2", listeners=[Stop(4)])
+    shutil.copytree(tmp_path / "parts", tmp_path / "forgetful")
+    train(tmp_path / "parts", *options, resume=True)
+    assert_same_run(whole.folder, tmp_path / "parts")
+    changes = whole.summary["unbiased"] is False
+    assert changes == (kind == "difficulty")
+    assert ("changes the objective" in (whole.folder / "report.html").read_text("utf-8")) == changes
+    if kind != "mapnet":
+        return
+    # The control: without the policy's state it is another run.
+    restore = session.restore_tensors
+
+    def forgetting(tensors: dict[str, Any], method: Any, optimizers: Any) -> None:
+        fresh = {n: b.clone() for n, b in method.named_buffers() if "masking" in n}
+        restore(tensors, method, optimizers)
+        for name, value in fresh.items():
+            method.get_buffer(name).copy_(value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "restore_tensors", forgetting)
+        train(tmp_path / "forgetful", *options, resume=True)
+    with pytest.raises(AssertionError):
+        assert_same_run(whole.folder, tmp_path / "forgetful")
+
+
+@pytest.mark.usefixtures("soon", "paired")
+def test_auto_measures_decides_and_says_why(train: Train, tmp_path: Path) -> None:
+    steps = ("training.log_every=1", "training.budget=6steps")
+    run = train(tmp_path / "run", *LEARNERS["auto"], *steps)
+    lines = metrics(run.folder)
+    variance = [line for line in lines if line["kind"] == "variance"]
+    assert [line["step"] for line in variance] == [1, 2, 4, 6]
+    known = {"kind", "step", "tokens", "rows", "rate", "data_term", "mask_term", "mask_share", "score_cv"}
+    assert all(known <= line.keys() for line in variance)
+    assert all(line["rows"] == 6 and line["mask_term"] > 0 for line in variance)
+    notes = [(line["step"], line["message"]) for line in lines if line["kind"] == "note"]
+    assert {step for step, _ in notes} == {1, 2, 4}  # at the end there is nothing left to decide
+    first = [message for step, message in notes if step == 1]
+    assert first[0].startswith("proposal network, as far as it saves: the text is seen 0.0 times")
+    assert first[1].startswith("rate 0.")
+    assert f"mask term {variance[0]['mask_term']:.3g}"[:12] in first[1]
+    later = [message for step, message in notes if step == 2]
+    assert later[0].startswith("disjoint segments: ")
+    assert later[2].startswith("2 masks of a row in one step: D + C is at most -1")
+    logged = [line for line in lines if line["kind"] == "step"]
+    assert [line["copies"] for line in logged] == [1, 1, 2, 2, 2, 2]
+    assert [line["segments"] for line in logged] == [0, 0, 1, 1, 1, 1]
+    assert logged[0]["rate"] == 0.2 < logged[1]["rate"]
+    # Everything that it writes is described.
+    page = (Path(__file__).parent.parent / "docs" / "files.md").read_text("utf-8")
+    keys = {key for line in lines for key in line}
+    assert {key for key in keys if f"`{key}`" not in page and not key.endswith(("_low", "_high"))} == set()
+    assert '`"kind": "variance"`' in page
+
+
+@pytest.mark.usefixtures("paired")
+def test_auto_on_a_short_run_and_with_rows_that_cannot_be_halved(train: Train, tmp_path: Path) -> None:
+    options = ("training.phases=[{share: 1.0, length: 64, rows: 7}]", "masking={kind: auto, rate: 0.25}")
+    run = train(tmp_path / "run", *options, "training.log_every=1")
+    lines = metrics(run.folder)
+    assert not any(line["kind"] == "variance" for line in lines)  # too few tokens to be measured
+    notes = {line["message"] for line in lines if line["kind"] == "note"}
+    assert notes == {"proposal network, as far as it saves: the text is seen 0.0 times"}
+    assert {line["copies"] for line in lines if line["kind"] == "step"} == {1.0}
+
+
+@pytest.mark.usefixtures("soon")
+def test_measuring_changes_nothing(trained: Run, train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run")
+    lines = metrics(run.folder)
+    assert sum(line["kind"] == "variance" for line in lines) == 4
+    assert [line for line in lines if line["kind"] != "variance"] == metrics(trained.folder)
+    assert_same_weights(trained.folder, run.folder)
+    off = train(tmp_path / "off", "evaluation.variance=false")
+    assert metrics(off.folder) == metrics(trained.folder)
+    assert_same_weights(trained.folder, off.folder)
+
+
+def test_copies_share_the_budget(train: Train, tmp_path: Path) -> None:
+    """Two masks of each row in a step: as many steps and tokens, of half of the text."""
+    run = train(tmp_path / "run", "masking={kind: fully_explored, rate: 0.25, same_step: 2}")
+    state = json.loads((newest(run.folder) / "state.json").read_text("utf-8"))
+    assert state["cursors"] == [24]
+    assert run.summary["steps"] == 6
+    assert 0.95 * 6 * 8 * 64 < run.summary["tokens_seen"] <= 6 * 8 * 64
+    with pytest.raises(ClozeError, match=r"8 rows cannot be split .* 3 masked copies .* multiple of 3"):
+        train(tmp_path / "three", "masking={kind: fully_explored, rate: 0.25, same_step: 3}")

@@ -123,3 +123,32 @@ def test_nothing_to_mask() -> None:
         plan = FullyExplored(units=units).plan(pack([make_samples([0, 0])], 8), 0.3, 0)
         assert not plan.hidden.any()
         assert float(plan.mass()) == 0.0
+
+
+@pytest.mark.parametrize("units", KINDS)
+@pytest.mark.parametrize("rate", [1 / 6, 0.5])
+def test_copies_in_one_step_are_disjoint_and_complete_the_sweep(units: UnitKind, rate: float) -> None:
+    policy = FullyExplored(units=units, same_step=2)
+    batch = pack([make_samples([120]), make_samples([118], seed=1)], length=122)
+    times = torch.zeros(batch.ids.shape, dtype=torch.long)
+    for visit in range(round(1 / rate) // policy.copies):
+        twice = replace(batch, visits=torch.full_like(batch.keys, visit)).repeat(policy.copies)
+        one, two = policy.plan(twice, rate, 5).hidden.chunk(2)
+        assert not (one & two).any()
+        assert one.any(1).all()
+        assert two.any(1).all()
+        times += one.long() + two.long()
+    assert (times[batch.maskable] == 1).all()
+    independent = Uniform().plan(twice, rate, 5).hidden.chunk(2)
+    assert (independent[0] & independent[1]).any()  # the control
+
+
+def test_copies_that_do_not_divide_the_sweep_are_disjoint_but_where_it_ends() -> None:
+    """Seven segments, two a step: the fourth step has the last of one partition and the first of the next."""
+    batch = pack([make_samples([120], seed) for seed in range(4)], length=122)
+    overlap = []
+    for visit in range(7):
+        twice = replace(batch, visits=torch.full_like(batch.keys, visit)).repeat(2)
+        one, two = FullyExplored(same_step=2).plan(twice, 0.15, 5).hidden.chunk(2)
+        overlap.append(bool((one & two).any()))
+    assert overlap == [False, False, False, True, False, False, False]

@@ -11,10 +11,16 @@ from torch import Tensor
 
 from cloze.corruption.replace import Replace
 from cloze.data.batch import Batch
-from cloze.masking.base import Masking
+from cloze.masking.auto import Auto
+from cloze.masking.base import Evidence, Masking
+from cloze.masking.difficulty import Difficulty
+from cloze.masking.frequency import Frequency
+from cloze.masking.fully_explored import FullyExplored
+from cloze.masking.mapnet import MapNet
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import RateSchedule
 from cloze.masking.spans import Spans
+from cloze.masking.stratified import Stratified
 from cloze.masking.uniform import Uniform
 from cloze.masking.words import Words
 from cloze.methods.base import select
@@ -201,3 +207,126 @@ def test_spare_slots_change_neither_loss_nor_gradient() -> None:
         )
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
     assert far(found[1][1], found[0][1]) < 1e-12
+
+
+# -- policies that learn ----------------------------------------------------------------------------------
+
+
+def learner(masking: Masking | None = None, family: str = "bert") -> Mlm:
+    encoder = isolate(tiny_model(family))
+    policy = masking or MapNet(power=1.0)
+    made = build_method(MlmObjective(), policy, SHARES, encoder, vocabulary(), torch.ones(SIZE), 3)
+    assert isinstance(made, Mlm)
+    return made.train()
+
+
+def step(m: Mlm, batch: Batch) -> list[dict[str, Tensor]]:
+    """Forward and backward of one batch; the feedback."""
+    m.zero_grad()
+    work = m.prepare(batch, 0.0)
+    outcome = m(work)
+    (outcome.sums["mlm"] / m.weights(work)["mlm"]).backward()
+    m.observe([work], [outcome.feedback])
+    return [outcome.feedback]
+
+
+def test_what_a_policy_learns_is_buffers_that_the_optimiser_never_sees() -> None:
+    m = learner()
+    assert {id(p) for p in m.parameters()} == {id(p) for p in m.encoder.parameters()}
+    names = [name for name, _ in m.named_buffers() if name.startswith("masking.")]
+    assert {"masking.proposal.theta", "masking.proposal.second", "masking.trust.moments"} <= set(names)
+    before = {name: b.clone() for name, b in m.named_buffers()}
+    weights = {name: p.detach().clone() for name, p in m.named_parameters()}
+    work = m.prepare(whole(), 0.0)
+    outcome = m(work)
+    (outcome.sums["mlm"] / m.weights(work)["mlm"]).backward()
+    gradients = {name: p.grad.clone() for name, p in m.named_parameters() if p.grad is not None}
+    m.observe([work], [outcome.feedback])
+    # It learns, and leaves weights and gradients of the main model alone, its token embeddings included.
+    assert not torch.equal(before["masking.proposal.theta"], m.get_buffer("masking.proposal.theta"))
+    assert all(torch.equal(weights[name], p) for name, p in m.named_parameters())
+    after = {name: p.grad for name, p in m.named_parameters() if p.grad is not None}
+    assert gradients.keys() == after.keys()
+    assert all(torch.equal(gradients[name], after[name]) for name in after)
+    assert not any(b.requires_grad for b in m.buffers())
+    step(m, whole())
+    assert not m.prepare(whole(), 0.0).token_weights.requires_grad
+
+
+def test_the_network_follows_the_embeddings_of_the_main_model() -> None:
+    m = learner()
+    for _ in range(3):
+        step(m, whole())
+    before = m.scores(whole())
+    with torch.no_grad():
+        m.encoder.model.get_input_embeddings().weight.add_(
+            torch.randn(SIZE, 32, generator=torch.Generator().manual_seed(0))
+        )
+    after = m.scores(whole())
+    assert before is not None
+    assert after is not None
+    assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_policy_that_learns_is_shown_what_happened(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    m, shown = learner(family=family).eval(), []  # without dropout
+    monkeypatch.setattr(m.masking, "observe", shown.extend)
+    batches = [rows_of(whole(), rows) for rows in ([0, 1, 2], [3, 4, 5])]
+    works = [m.prepare(b, 0.0) for b in batches]
+    feedback = [m(work).feedback for work in works]
+    m.observe(works, feedback)
+    for work, at, known in zip(works, shown, feedback, strict=True):
+        assert at.batch is work.batch
+        assert at.plan is work.plan
+        assert torch.equal(at.places, work.places)
+        assert torch.equal(at.weights, work.token_weights)
+        assert {"loss", "residual", "hidden_gradient"} <= at.scores.keys()
+        assert all(torch.equal(at.scores[name], known[name]) for name in known)
+        assert not any(x.requires_grad for x in at.scores.values())
+    # Unweighted: doubling a weight does not change what is learnt.
+    object.__setattr__(works[0], "token_weights", 2 * works[0].token_weights)
+    again = m(works[0]).feedback
+    assert torch.allclose(again["hidden_gradient"], feedback[0]["hidden_gradient"])
+    with torch.no_grad():  # an evaluation needs no norms
+        assert "residual" not in m(works[0]).feedback
+
+
+def test_a_policy_that_does_not_learn_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for masking in (Uniform(), Frequency()):
+        m = learner(masking)
+        if masking.kind == "frequency":
+            monkeypatch.setattr(m.masking, "observe", None)  # it is not called
+        (feedback,) = step(m, whole())
+        assert feedback.keys() == {"loss", "guess"}
+        assert m.decide(Evidence(1.0, 0.3, 1.0, 1.0)) == []
+        assert m.log() == {}
+    assert learner(Uniform()).scores(whole()) is None
+
+
+def test_the_method_speaks_for_its_policy() -> None:
+    m = learner(Auto())
+    assert (m.copies, m.rate(0.5)) == (1, 0.2)
+    assert len(m.decide(Evidence(9.0, 0.2, 1.0, 1.0, 1.0, 1e3, -1.0))) == 3
+    assert (m.copies, m.rate(0.5)) == (2, pytest.approx(1 / 3))
+    assert m.log()["copies"] == 2.0
+    assert learner(FullyExplored(same_step=3)).copies == 3
+
+
+def test_a_plan_that_is_drawn_elsewhere_makes_the_same_work() -> None:
+    m = method()
+    drawn = m.prepare(whole(), 0.0)
+    made = m.work(whole(), drawn.plan)
+    for name in ("places", "labels", "token_weights"):
+        assert torch.equal(getattr(made, name), getattr(drawn, name))
+    assert torch.equal(made.views[0].ids, drawn.views[0].ids)
+
+
+def test_a_batch_with_nothing_to_predict_teaches_nothing() -> None:
+    for masking in (MapNet(power=1.0), Stratified(), Difficulty(), Auto()):
+        m = learner(masking)
+        step(m, whole())
+        before = {name: b.clone() for name, b in m.named_buffers() if "theta" in name or "moments" in name}
+        step(m, pack([[]], 16))
+        assert all(torch.equal(before[name], m.get_buffer(name)) for name in before)
+        assert all(torch.isfinite(b).all() for b in m.buffers())

@@ -3,86 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from training.stepping import Capture, farthest, gradients, parameters
 
-from cloze.data.corpus import Corpus, open_corpus
-from cloze.methods.base import Method
-from cloze.methods.build import build_method, vocabulary_of
-from cloze.models.build import build_model
-from cloze.models.encoder import isolate
-from cloze.recipes.load import load_recipe
 from cloze.training.loop import Diverged, Trainer
-from cloze.training.state import State
 
 Make = Callable[..., Trainer]
 SHORT_LONG = "training.phases=[{share: 0.5, length: 64, rows: 8}, {share: 0.5, length: 128, rows: 4}]"
-
-
-@pytest.fixture(scope="module")
-def text(corpus: Path, tiny: tuple[str, ...]) -> Corpus:
-    """The tokenised corpus."""
-    recipe = load_recipe("mlm", tiny, {"data": {"sources": [str(corpus)]}})
-    return open_corpus(recipe.data, recipe.tokenizer)
-
-
-@pytest.fixture
-def make(text: Corpus, tiny: tuple[str, ...]) -> Make:
-    """A trainer of so many steps, from the tiny recipe and overrides."""
-
-    def trainer(*overrides: str, steps: int = 10) -> Trainer:
-        recipe = load_recipe("mlm", [*tiny, *overrides])
-        encoder = isolate(build_model(recipe.model, text.tokenizer, recipe.seed))
-        words = vocabulary_of(text.tokenizer)
-        counts = torch.ones(encoder.vocabulary.weight.shape[0])
-        method = build_method(
-            recipe.objective, recipe.masking, recipe.corruption, encoder, words, counts, recipe.seed
-        )
-        layouts = [text.layout(phase.length, encoder.longest(), False) for phase in recipe.training.phases]
-        loaders = [text.loader(layout, recipe.seed) for layout in layouts]
-        return Trainer(
-            method.train(), loaders, recipe.training, State(steps=steps), recipe.seed, Accelerator(cpu=True)
-        )
-
-    return trainer
-
-
-class Capture:
-    """Stands for an optimiser: keeps the gradients that it is given, and changes nothing."""
-
-    param_groups: tuple[Any, ...] = ()
-
-    def __init__(self, method: Method) -> None:
-        self.method = method
-        self.gradients: dict[str, Tensor] = {}
-
-    def step(self) -> None:
-        parameters = self.method.named_parameters()
-        self.gradients = {n: p.grad.clone() for n, p in parameters if p.grad is not None}
-
-    def zero_grad(self) -> None:
-        self.method.zero_grad()
-
-
-def gradients(trainer: Trainer) -> tuple[dict[str, Tensor], float]:
-    capture = Capture(trainer.method)
-    trainer.optimizers = [capture]  # type: ignore[list-item]
-    (result,) = trainer.run(1)
-    return capture.gradients, result.loss
-
-
-def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
-
-
-def parameters(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.method.named_parameters()}
 
 
 @pytest.mark.parametrize("masking", ["{kind: uniform, rate: 0.3}", "{kind: spans, rate: 0.15}"])

@@ -61,9 +61,9 @@ class Proposal(nn.Module):
         self.shapes += [(inner,), (1,)]
         generator = torch.Generator().manual_seed(integer(networks.seed, Stream.STEP, -1))
         parts = [torch.randn(s, generator=generator) / math.sqrt(s[0]) for s in self.shapes]
-        for bias in (1, -1):
-            parts[bias].zero_()
+        parts[1].zero_()
         parts[-2].zero_()  # the first prediction is the same for all tokens
+        parts[-1].fill_(0.1)  # at 0 its first gradient would be 0 but for rounding, which Adam blows up
         flat = torch.cat([p.flatten() for p in parts])
         self.register_buffer("theta", flat)
         self.register_buffer("first", torch.zeros_like(flat))

@@ -88,7 +88,7 @@ class StratifiedPolicy(Learner[Stratified]):
         number = (place % turns == 0).cumsum(0) - 1
         within = rank_within(number, bits(seed, Stream.STRATUM, *(x[order] for x in name)))
         # The last stratum may have fewer units than segments: a random rotation is fair to all segments.
-        u = uniform(seed, Stream.STRATUM, batch.keys[of], now.number[of], stratum)
+        u = uniform(seed, Stream.STRATUM, batch.keys[of], now.number[of], -1 - stratum)  # never a unit's name
         rotation = (u * turns).floor().to(torch.int64)
         drawn = torch.zeros(of.numel(), dtype=torch.bool, device=of.device)
         drawn[order] = (within + rotation) % turns == now.turn[of]
@@ -97,7 +97,8 @@ class StratifiedPolicy(Learner[Stratified]):
     def _keys(self, batch: Batch, units: Units) -> Tensor:
         """[units] what they are ordered by: the predicted score, or the mean rank of their tokens."""
         if self.learned:
-            return unit_scores(units, (0.5 * self.proposal(self.frozen, batch)).double().exp())
+            # The largest first: the stratum that may be short is then that of the smallest.
+            return -unit_scores(units, (0.5 * self.proposal(self.frozen, batch)).double().exp())
         inside = units.of >= 0
         tokens = torch.bincount(units.of[inside], minlength=units.sample.numel())
         return unit_scores(units, self.rank[batch.ids].sqrt()) ** 2 / tokens.clamp(min=1)

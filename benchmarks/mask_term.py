@@ -89,11 +89,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--segments", type=int, default=7, help="of a sequence; the rate is 1 in so many")
     parser.add_argument("--draws", type=int, default=12)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    subject = open_subject(arguments.run, arguments.data, count=arguments.sequences, length=None, rate=None)
+    # A whole number of segments, or segments would hide fewer tokens than the others.
+    rate = 1.0 / arguments.segments
+    subject = open_subject(arguments.run, arguments.data, count=arguments.sequences, length=None, rate=rate)
     base = variances(method_of("uniform", subject), subject, arguments.draws)
     found = {}
     for name in arguments.arms:

@@ -56,6 +56,7 @@ _FREE = (
     "training.keep",
     "training.trackers",
     "evaluation.times",
+    "evaluation.variance",
 )
 
 

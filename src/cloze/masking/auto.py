@@ -101,6 +101,8 @@ class AutoPolicy(Learner[Auto]):
             data = max(evidence.data, 1e-12 * mask, 1e-300)
             best = min(1.0, (mask * evidence.rate * evidence.body / (data * evidence.head)) ** 0.5)
             rate = min(max(best, rate), self.config.highest)
+            if sweep:
+                rate = 1.0 / round(1.0 / rate)  # of a whole number of segments
             lines.append(
                 f"rate {rate:.2f}: the least variance at equal compute would be at {best:.2f} "
                 f"(mask term {evidence.mask:.3g}, data term {evidence.data:.3g})"

@@ -46,7 +46,9 @@ class MapNet(Masking):
         None, ge=0.0, le=1.0, description="exponent of the proposal; null: as its measured saving says"
     )
     predict: float = Field(1.0, gt=0.0, le=1.0, description="share of the hidden units that is predicted")
-    width: int | None = Field(None, ge=1, description="of its layers; null: an eighth of the embeddings'")
+    width: int | None = Field(
+        None, ge=1, description="of its layers; null: an eighth of the embeddings', at least 32"
+    )
     learning_rate: float = Field(3e-3, gt=0.0)
 
     def build(self, networks: Networks) -> Policy:

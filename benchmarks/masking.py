@@ -1,10 +1,10 @@
 """Masking policies against uniform masking: same seeds, same order of text, same held-out masks.
 
     python benchmarks/masking.py --data 'BOOKS/train-*.jsonl.gz' --heldout BOOKS/valid.jsonl.gz \\
-        --regime scarce --seeds 2 --out benchmarks/results/masking
+        --regime scarce --seeds 0 1 --out benchmarks/results/masking
 
-Regimes: `fresh`, 4 M tokens of text that is seen less than once; `scarce`, 200,000 words seen 14 times.
-Trains every arm with every seed (4 layers of the given width, vocabulary 8,192, rows of 128), two at a time
+Regimes: `fresh`, text that is seen less than once; `scarce`, a dozen short books of 200,000 words together,
+which 4 M tokens see 12 times. Trains every arm with every seed (4 layers of the given width, vocabulary 8,192, rows of 128), two at a time
 on one thread each, and writes a JSON file per run as it finishes; a finished one is not run again. Prints
 the paired differences of the held-out loss to uniform masking (`--table` only prints).
 """

@@ -130,5 +130,17 @@ def test_order_of_counters_matters() -> None:
 
 def test_streams_are_named_once() -> None:
     """A number that is used twice would tie two choices together; numbers are part of every mask."""
-    names = ["COUNT", "CHOICE", "SPAN", "ACTION", "TOKEN", "ORDER", "SOURCE", "STEP", "KEY"]
+    names = [
+        "COUNT",
+        "CHOICE",
+        "SPAN",
+        "ACTION",
+        "TOKEN",
+        "ORDER",
+        "SOURCE",
+        "STEP",
+        "KEY",
+        "OFFSET",
+        "STRATUM",
+    ]
     assert {s.name: int(s) for s in Stream} == {name: i for i, name in enumerate(names, start=1)}

@@ -152,6 +152,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     arguments = parser.parse_args()
+    if not arguments.table and not (arguments.data and arguments.heldout):
+        parser.error("--data and --heldout are needed, or --table")
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
         cell = f"{arguments.regime}-{round(100 * arguments.rate)}-{arguments.width}"

@@ -12,15 +12,14 @@ from masking.planted import WORDS, by_words, seen, text
 from pydantic import ValidationError
 
 from cloze import ClozeError
-from cloze.masking.auto import REVISITED, Auto, AutoPolicy
+from cloze.masking.auto import REVISITED, WORTH, Auto, AutoPolicy
 from cloze.masking.base import Evidence
 from cloze.masking.fully_explored import FullyExplored
 from cloze.masking.mapnet import MapNet
-from cloze.masking.uniform import Uniform
 from cloze.recipes.load import load_recipe
 
 NOTHING = Evidence(visits=0.5, rate=0.2, body=1000.0, head=200.0)
-MEASURED = replace(NOTHING, data=1.0, mask=1.0, break_even_high=0.5)
+MEASURED = replace(NOTHING, data=1.0, mask=1.0, break_even_high=0.5, saving_low=0.1)
 
 
 def build(**settings: object) -> AutoPolicy:
@@ -34,17 +33,17 @@ def in_use(policy: AutoPolicy) -> tuple[float, int, bool]:
     return policy.rate, policy.copies, bool(policy.decided[2])
 
 
-def test_it_starts_as_uniform_masking() -> None:
+def test_it_starts_with_segments() -> None:
     policy, batch = build(), text(3, 0)
-    assert in_use(policy) == (0.2, 1, False)
-    assert torch.equal(policy.plan(batch, 0.2, 4).hidden, Uniform().plan(batch, 0.2, 4).hidden)
+    assert in_use(policy) == (0.2, 1, True)
+    assert torch.equal(policy.plan(batch, 0.2, 4).hidden, FullyExplored().plan(batch, 0.2, 4).hidden)
 
 
 def test_without_measurements_only_the_visits_count() -> None:
     policy = build()
     lines = policy.decide(NOTHING)
-    assert in_use(policy) == (0.2, 1, False)
-    assert lines == ["proposal network, as far as it saves: the text is seen 0.5 times"]
+    assert in_use(policy) == (0.2, 1, True)
+    assert lines == ["disjoint segments: the text is seen 0.5 times, what the proposal saves is not known"]
     lines = policy.decide(replace(NOTHING, visits=14.0))
     assert in_use(policy) == (0.2, 1, True)
     assert lines == ["disjoint segments: the text is seen 14.0 times"]
@@ -53,8 +52,17 @@ def test_without_measurements_only_the_visits_count() -> None:
 @pytest.mark.parametrize(("visits", "sweep"), [(REVISITED - 1e-9, False), (REVISITED, True), (1e-3, False)])
 def test_segments_for_text_that_is_seen_again(visits: float, sweep: bool) -> None:
     policy = build()
-    policy.decide(replace(MEASURED, visits=visits))
+    policy.decide(replace(MEASURED, visits=visits, saving_low=0.2))
     assert in_use(policy)[2] == sweep
+
+
+@pytest.mark.parametrize(("saving", "worth"), [(WORTH - 1e-9, False), (WORTH, True), (-0.3, False)])
+def test_the_proposal_only_where_it_surely_saves(saving: float, worth: bool) -> None:
+    policy = build()
+    (line, *_) = policy.decide(replace(MEASURED, saving_low=saving))
+    assert in_use(policy)[2] == (not worth)
+    assert line.startswith("proposal network" if worth else "disjoint segments")
+    assert f"saves at least {saving:.1%}" in line
 
 
 @pytest.mark.parametrize(("high", "copies"), [(-1e-9, 2), (0.0, 1), (0.3, 1), (-5.0, 2), (None, 1)])
@@ -116,7 +124,7 @@ def test_it_draws_as_it_decided() -> None:
     policy.decide(replace(MEASURED, break_even_high=-1.0))
     one, two = policy.plan(batch.repeat(policy.copies), 0.2, 1).hidden.chunk(2)
     assert not (one & two).any()
-    policy.decide(NOTHING)
+    policy.decide(replace(NOTHING, saving_low=0.1))
     alone = MapNet(rate=0.2, epsilon=0.3).build(networks(WORDS))
     noise = [torch.Generator().manual_seed(0) for _ in range(2)]
     for step in range(110):

@@ -102,7 +102,9 @@ def evidence(found: Online | None, encoder: Encoder, visits: float, rate: float)
         return Evidence(visits, rate, body, head)
     t = found.terms
     high = None if t.break_even is None else t.break_even.high
-    return Evidence(visits, found.rate, body, head, t.data.value, t.mask.value, high)
+    own = found.scores.scores.get("proposal")
+    saving = None if own is None else own.low
+    return Evidence(visits, found.rate, body, head, t.data.value, t.mask.value, high, saving)
 
 
 def _some_parameters(method: Method) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from cloze.masking.plan import MaskPlan
 from cloze.masking.units import UnitKind
 
 REVISITED = 1.5  # visits of the text over the run from which on disjoint segments are worth their name
+WORTH = 0.05  # saving of the proposal, of the second moment of its scores, that is worth weights and contexts
 
 
 class Auto(Masking):
@@ -24,9 +25,9 @@ class Auto(Masking):
     At a few points of the run, fixed by its number of steps, the terms of the gradient's variance are
     measured on training text (`cloze.variance`), and each choice follows from them:
 
-    - *segments or proposal*: text that is seen more than once gets a sweep of disjoint segments
-      (`fully_explored`), which costs nothing; other text gets `mapnet`, which is uniform masking until
-      its own measured saving lets the proposal in.
+    - *segments or proposal*: a sweep of disjoint segments (`fully_explored`), which costs nothing and is
+      uniform masking on text that is seen once. Only there the proposal (`mapnet`) takes its place, and
+      only if it surely saves 5%: less has not paid in training (docs/benchmarks.md).
     - *copies*: two disjoint masks of a row in one step if the upper bound of D + C is below 0.
     - *rate*: the variance at equal compute, (D + M·rate/r)·(body + head·r), is least at
       r = √(M·rate·body / (D·head)); the rate goes there, within `rate` and `highest`.
@@ -66,7 +67,7 @@ class AutoPolicy(Learner[Auto]):
         )
         self.segments = FullyExplored(rate=config.rate, units=config.units)
         # rate, copies, whether the masks are segments
-        self.register_buffer("decided", torch.tensor([config.rate, 1.0, 0.0], dtype=torch.float64))
+        self.register_buffer("decided", torch.tensor([config.rate, 1.0, 1.0], dtype=torch.float64))
 
     @property
     def rate(self) -> float:
@@ -84,16 +85,23 @@ class AutoPolicy(Learner[Auto]):
 
     def decide(self, evidence: Evidence) -> list[str]:
         """Choose anew."""
-        high = evidence.break_even_high
+        high, saving = evidence.break_even_high, evidence.saving_low
         pair = high is not None and high < 0.0
         seen = f"the text is seen {evidence.visits:.1f} times"
-        sweep = pair or evidence.visits >= REVISITED  # copies are worth something only if they are disjoint
+        sweep = True
         if evidence.visits >= REVISITED:
             lines = [f"disjoint segments: {seen}"]
-        elif sweep:
+        elif pair:
             lines = ["disjoint segments: two masks of a row in one step have to be disjoint"]
+        elif saving is None:
+            lines = [f"disjoint segments: {seen}, what the proposal saves is not known"]
+        elif saving < WORTH:
+            lines = [
+                f"disjoint segments: {seen}, the proposal saves at least {saving:.1%}, {WORTH:.0%} is asked"
+            ]
         else:
-            lines = [f"proposal network, as far as it saves: {seen}"]
+            sweep = False
+            lines = [f"proposal network: {seen}, it saves at least {saving:.1%}"]
         rate = self.config.rate
         if evidence.data is not None and evidence.mask is not None and self.config.highest > rate:
             # Both are estimates, which may be below 0.
@@ -101,8 +109,6 @@ class AutoPolicy(Learner[Auto]):
             data = max(evidence.data, 1e-12 * mask, 1e-300)
             best = min(1.0, (mask * evidence.rate * evidence.body / (data * evidence.head)) ** 0.5)
             rate = min(max(best, rate), self.config.highest)
-            if sweep:
-                rate = 1.0 / round(1.0 / rate)  # of a whole number of segments
             lines.append(
                 f"rate {rate:.2f}: the least variance at equal compute would be at {best:.2f} "
                 f"(mask term {evidence.mask:.3g}, data term {evidence.data:.3g})"

@@ -59,6 +59,8 @@ class Evidence:
         data, mask: terms of the gradient's variance; None: not measured.
         break_even_high: upper bound of D + C; None: not measured, or no two disjoint masks fit, or the rows
             of a step cannot be halved.
+        saving_low: lower bound of what the policy's own proposal saves of the second moment of its scores;
+            None: not measured, or there is no proposal.
     """
 
     visits: float
@@ -68,6 +70,7 @@ class Evidence:
     data: float | None = None
     mask: float | None = None
     break_even_high: float | None = None
+    saving_low: float | None = None
 
 
 class Policy(Protocol):

@@ -4,9 +4,10 @@
         --regime scarce --seeds 0 1 --out benchmarks/results/masking
 
 Regimes: `fresh`, text that is seen less than once; `scarce`, a dozen short books of 200,000 words together,
-which 4 M tokens see 12 times. Trains every arm with every seed (4 layers of the given width, vocabulary 8,192, rows of 128), two at a time
-on one thread each, and writes a JSON file per run as it finishes; a finished one is not run again. Prints
-the paired differences of the held-out loss to uniform masking (`--table` only prints).
+which 4 M tokens see 12 times. Trains every arm with every seed (4 layers of the given width, vocabulary
+8,192, rows of 128), two at a time on one thread each, and writes a JSON file per run as it finishes; a
+finished one is not run again. Prints the paired differences of the held-out loss to uniform masking
+(`--table` only prints).
 """
 
 from __future__ import annotations

@@ -107,7 +107,26 @@ class Policy(Protocol):
         """Numbers about its state, for the run's log."""
 
 
-class Masking(Config):
+class Silent:
+    """What a policy says that learns nothing and decides nothing."""
+
+    def observe(self, seen: list[Seen]) -> None:
+        """Nothing to learn."""
+
+    def scores(self, batch: Batch) -> Tensor | None:
+        """No opinion."""
+        return None
+
+    def decide(self, evidence: Evidence) -> list[str]:
+        """Nothing to decide."""
+        return []
+
+    def log(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+
+class Masking(Silent, Config):
     """A masking policy: which tokens are hidden, which are predicted.
 
     A policy without state is its own configuration: `plan` is a pure function. A policy that learns
@@ -145,26 +164,11 @@ class Masking(Config):
         """The object that draws the masks of a run."""
         return self
 
-    def observe(self, seen: list[Seen]) -> None:
-        """Nothing to learn."""
-
-    def scores(self, batch: Batch) -> Tensor | None:
-        """No opinion."""
-        return None
-
-    def decide(self, evidence: Evidence) -> list[str]:
-        """Nothing to decide."""
-        return []
-
-    def log(self) -> dict[str, float]:
-        """Nothing to tell."""
-        return {}
-
 
 C = TypeVar("C", bound=Masking)
 
 
-class Learner(nn.Module, Generic[C]):
+class Learner(Silent, nn.Module, Generic[C]):
     """Base of what `build` returns for a policy that learns; its state is buffers.
 
     Args:
@@ -190,18 +194,3 @@ class Learner(nn.Module, Generic[C]):
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
         """Masks of the batch: a pure function of the state and (seed, sample key, visit, token index)."""
         raise NotImplementedError
-
-    def observe(self, seen: list[Seen]) -> None:
-        """Nothing to learn."""
-
-    def scores(self, batch: Batch) -> Tensor | None:
-        """No opinion."""
-        return None
-
-    def decide(self, evidence: Evidence) -> list[str]:
-        """Nothing to decide."""
-        return []
-
-    def log(self) -> dict[str, float]:
-        """Nothing to tell."""
-        return {}

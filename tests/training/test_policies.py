@@ -39,6 +39,13 @@ def still(trainer: Trainer) -> list[Any]:
     return recorded(trainer)
 
 
+def made(make: Make, masking: str, *settings: str) -> Trainer:
+    """A trainer whose `auto` has decided for the proposal, which learns; the others decide nothing."""
+    trainer = make(f"masking={masking}", *settings)
+    trainer.method.decide(Evidence(visits=0.5, rate=0.2, body=1.0, head=1.0, saving_low=0.2))
+    return trainer
+
+
 def recorded(trainer: Trainer) -> list[Any]:
     works: list[Any] = []
     prepare = trainer.method.prepare
@@ -71,7 +78,7 @@ def learnt(trainer: Trainer) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("masking", LEARNERS.values(), ids=LEARNERS)
 def test_accumulation_changes_neither_masks_nor_what_is_learnt(make: Make, masking: str) -> None:
-    whole, parts = make(f"masking={masking}"), make(f"masking={masking}", "training.micro_tokens=192")
+    whole, parts = made(make, masking), made(make, masking, "training.micro_tokens=192")
     masks = [still(whole), still(parts)]
     list(whole.run(4))
     list(parts.run(4))
@@ -105,7 +112,7 @@ def test_learning_from_each_micro_batch_alone_would_be_seen(make: Make) -> None:
 @pytest.mark.parametrize("masking", LEARNERS.values(), ids=LEARNERS)
 def test_what_is_learnt_changes_the_masks(make: Make, masking: str) -> None:
     """Else the equality above would say nothing about it."""
-    learning, blind = make(f"masking={masking}"), make(f"masking={masking}")
+    learning, blind = made(make, masking), made(make, masking)
     masks = [still(learning), still(blind)]
     blind.method.observe = lambda works, feedback: None  # type: ignore[method-assign]
     list(learning.run(4))

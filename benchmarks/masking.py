@@ -125,12 +125,14 @@ def table(folder: Path) -> list[str]:
                 lines.append(start + mean + "| | | |")
                 continue
             d = [a - loss["uniform", s] for a, s in zip(own, seeds, strict=True)]
+            start = f"{start}{mean}| {statistics.mean(d):+.4f} "
+            if len(d) < 2:
+                lines.append(start + "| one seed | |")
+                continue
             plain, corrected = interval(d, 0.95), interval(d, 1 - 0.05 / (len(arms) - 1))
-            verdict = "" if statistics.mean(d) + corrected < MARGIN else " (not shown non-inferior)"
-            better = " better" if statistics.mean(d) + corrected < 0 else verdict
-            lines.append(
-                f"{start}{mean}| {statistics.mean(d):+.4f} | ± {plain:.4f} | ± {corrected:.4f}{better} |"
-            )
+            most = statistics.mean(d) + corrected
+            verdict = "better" if most < 0 else "not inferior" if most < MARGIN else "open"
+            lines.append(f"{start}| ± {plain:.3f} | ± {corrected:.3f}, {verdict} |")
     return lines
 
 

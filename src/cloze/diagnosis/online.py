@@ -23,7 +23,7 @@ POINTS = (0.1, 0.3, 0.6, 1.0)
 """Shares of the run after which it is measured."""
 MASKS = 4
 SHARE = 0.02  # of the tokens of the run, at most
-SINGLE = 1.5  # a row alone costs so much more than in a batch
+SINGLE = 3.0  # a row alone costs about so much more than in a batch (2.5 on two CPU cores)
 FEWEST, MOST = 6, 64  # rows
 LARGEST = 50_000_000  # parameters that are looked at; of a larger model every second, third, … tensor
 

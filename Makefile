@@ -14,7 +14,7 @@ demo: python .venv/.demo-stamp
 	@echo "cloze: the report is runs/demo/report.html"
 
 test: python .venv/.test-stamp
-	@.venv/bin/python -m pytest
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 lint: python .venv/.dev-stamp
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/python -m mypy

@@ -27,7 +27,7 @@ class Auto(Masking):
 
     - *segments or proposal*: a sweep of disjoint segments (`fully_explored`), which costs nothing and is
       uniform masking on text that is seen once. Only there the proposal (`mapnet`) takes its place, and
-      only if it surely saves 5%: less has not paid in training (docs/benchmarks.md).
+      only if it surely saves 5%: less was not seen to pay in training (docs/benchmarks.md).
     - *copies*: two disjoint masks of a row in one step if the upper bound of D + C is below 0.
     - *rate*: the variance at equal compute, (D + M·rate/r)·(body + head·r), is least at
       r = √(M·rate·body / (D·head)); the rate goes there, within `rate` and `highest`.

@@ -74,7 +74,7 @@ def _tiles(content: dict[str, Any]) -> str:
     tiles = (
         ("mask share", "mask_share", True, "of the variance is the choice of masks"),
         ("best possible saving", "oracle_saving", True, "of the mask term, by any proposal"),
-        ("data term + covariance", "break_even", False, "below 0, disjoint masks in one update win"),
+        ("data term + covariance", "break_even", False, "only below 0 do disjoint masks in one update pay"),
         ("noise scale", "noise_scale", False, "sequences"),
     )
     cells = "".join(

@@ -11,39 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-
-def cloze_run(recipe: str, data: str, steps: int, store: str) -> tuple[float, float]:
-    """Tokens per second of the loop (median over its log lines), and peak RSS in GiB."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [sys.executable, "-m", "cloze", "pretrain", recipe, "--data", data, "--out", str(out)]
-        command += [
-            "--budget",
-            f"{steps}steps",
-            "--set",
-            "evaluation.times=1",
-            "--set",
-            f"data.store={store}",
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"{' '.join(command)} failed")
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        speeds = [line["tokens_per_second"] for line in lines if line["kind"] == "step"]
-        return statistics.median(speeds[1:] or speeds), usage.ru_maxrss / 2**20
+from common import pretrain, write_json
 
 
-def bare_loop(recipe: str, data: str, steps: int, store: str) -> float:
+def bare_loop(recipe: str, data: str, steps: int, sets: list[str]) -> float:
     """Tokens per second of forward, backward and optimiser step on one batch (median step)."""
     code = f"""
 import json, time, statistics, torch
@@ -53,7 +29,7 @@ from cloze.methods.build import build_method, vocabulary_of
 from cloze.models.build import build_model
 from cloze.models.encoder import Encoder
 from cloze.training.optimisers import build_optimizers
-recipe, _ = resolve({recipe!r}, {data!r}, overrides=["data.store={store}"])
+recipe, _ = resolve({recipe!r}, {data!r}, overrides={sets!r})
 corpus = open_corpus(recipe.data, recipe.tokenizer)
 encoder = Encoder(build_model(recipe.model, corpus.tokenizer, 0))
 choices = recipe.objective, recipe.masking, recipe.corruption
@@ -89,18 +65,17 @@ def main() -> None:
     parser.add_argument("--store", default="", help="folder for the tokenised text; default: cloze's cache")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    from cloze.data.corpus import cache_folder
-
-    store = arguments.store or str(cache_folder())
+    sets = [f"data.store={arguments.store}"] if arguments.store else []
     pairs, memory = [], []
     for repeat in range(arguments.repeats):
-        ours, peak = cloze_run(arguments.recipe, arguments.data, arguments.steps, store)
-        bare = bare_loop(arguments.recipe, arguments.data, arguments.steps, store)
+        run = pretrain(arguments.recipe, arguments.data, f"{arguments.steps}steps", sets)
+        ours = statistics.median(run["speeds"][1:] or run["speeds"])
+        bare = bare_loop(arguments.recipe, arguments.data, arguments.steps, sets)
         pairs.append((ours, bare))
-        memory.append(peak)
+        memory.append(run["peak_gib"])
         print(
             f"{repeat + 1}: loop {ours:,.0f} tokens/s, bare {bare:,.0f}, "
-            f"ratio {ours / bare:.3f}, {peak:.2f} GiB"
+            f"ratio {ours / bare:.3f}, {memory[-1]:.2f} GiB"
         )
     ratios = sorted(a / b for a, b in pairs)
     result = {
@@ -112,14 +87,9 @@ def main() -> None:
         "peak_rss_gib": max(memory),
         "recipe": arguments.recipe,
         "repeats": arguments.repeats,
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "date": time.strftime("%Y-%m-%d"),
     }
     print(json.dumps(result, indent=1))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ Runs the demo recipe for some steps under several settings of libgomp, in turn, 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
+
+from common import pretrain
 
 WAYS = (
     "GOMP_SPINCOUNT=300000",  # libgomp's own default; the command's is 1000
@@ -27,14 +25,8 @@ WAYS = (
 
 def speed(way: str, steps: int) -> float:
     """Median tokens per second of the log lines of one run."""
-    environment = os.environ | dict([way.split("=")])
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [sys.executable, "-m", "cloze", "pretrain", "demo", "--out", str(out)]
-        command += ["--budget", f"{steps}steps", "--set", "evaluation.times=1"]
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        return statistics.median(line["tokens_per_second"] for line in lines if line["kind"] == "step")
+    run = pretrain("demo", None, f"{steps}steps", extra=dict([way.split("=")]))
+    return statistics.median(run["speeds"])
 
 
 def main() -> None:

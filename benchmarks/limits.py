@@ -1,0 +1,144 @@
+"""What this machine can do at most, and how many operations a token of training needs.
+
+    python benchmarks/limits.py --json FILE
+
+Measures fp32 matrix products at the shapes of a model's training step (every product forward, and its two
+backward), large square ones, and the copying of memory; counts the operations of a step. Medians. `at best`
+is the fastest of all these products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SQUARES = (1024, 2048, 4096)
+COPY_BYTES = 256 * 2**20
+
+
+def operations(
+    layers: int,
+    width: int,
+    intermediate: int,
+    vocabulary: int,
+    share: float,
+    length: int,
+    gated: bool = False,
+) -> float:
+    """Floating-point operations of training per token: forward and backward of all matrix products.
+
+    A multiplication and an addition are two; backward is twice forward. `share` of the tokens goes through
+    the head (a dense layer and the vocabulary); the stock path has 1. `gated`: the feed-forward layer has
+    three matrices (ModernBERT) and not two (BERT). Attention counts every pair of tokens in a row.
+    """
+    matrices = 4 * width**2 + (3 if gated else 2) * width * intermediate
+    attention = 2 * length * width  # queries with keys, weights with values
+    head = share * (width**2 + width * vocabulary)
+    return 6.0 * (layers * (matrices + attention) + head)
+
+
+def family_shape(family: str, width: int) -> dict[str, Any]:
+    """Width of the feed-forward layer and whether it is gated, as cloze builds a family."""
+    if family == "modernbert":
+        return {"intermediate": 3 * width // 2, "gated": True}
+    return {"intermediate": 4 * width, "gated": False}
+
+
+def products(
+    layers: int, width: int, intermediate: int, vocabulary: int, share: float, tokens: int, gated: bool
+) -> list[tuple[int, int, int, int]]:
+    """(how many, rows, inputs, outputs) of each linear layer of a step of so many tokens."""
+    predicted = round(share * tokens)
+    return [
+        (layers, tokens, width, 3 * width),
+        (layers, tokens, width, width),
+        (layers, tokens, width, (2 if gated else 1) * intermediate),
+        (layers, tokens, intermediate, width),
+        (1, predicted, width, width),
+        (1, predicted, width, vocabulary),
+    ]
+
+
+def seconds(work: Callable[[], Any], least: float) -> float:
+    """Median seconds of a call, over at least 5 calls and `least` seconds."""
+    work()
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < least:
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def linear_seconds(rows: int, inputs: int, outputs: int, least: float) -> float:
+    """A linear layer forward, and its gradients for input and weight."""
+    import torch
+
+    x, weight, grad = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
+    return (
+        seconds(lambda: x @ weight.T, least)
+        + seconds(lambda: grad @ weight, least)
+        + seconds(lambda: grad.T @ x, least)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--family", choices=["modernbert", "bert"], default="modernbert")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--vocabulary", type=int, default=30_522)
+    parser.add_argument("--share", type=float, default=0.15, help="of the tokens that is predicted")
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each product")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    import torch
+
+    shape = family_shape(chosen.family, chosen.width)
+    size = {"layers": chosen.layers, "width": chosen.width, "vocabulary": chosen.vocabulary, **shape}
+    needed = operations(**size, share=chosen.share, length=chosen.length)
+    whole_flop, whole_seconds, each = 0.0, 0.0, {}
+    for count, rows, inputs, outputs in products(
+        **size, share=chosen.share, tokens=chosen.rows * chosen.length
+    ):
+        took = linear_seconds(rows, inputs, outputs, chosen.seconds / 3)
+        flop = 6.0 * rows * inputs * outputs
+        each[f"{rows} x {inputs} x {outputs}"] = flop / took / 1e9
+        whole_flop, whole_seconds = whole_flop + count * flop, whole_seconds + count * took
+    squares = {}
+    for n in SQUARES:
+        a, b = torch.randn(n, n), torch.randn(n, n)
+        squares[n] = 2.0 * n**3 / seconds(lambda a=a, b=b: a @ b, chosen.seconds) / 1e9  # type: ignore[misc]
+    source, target = torch.ones(COPY_BYTES // 4), torch.ones(COPY_BYTES // 4)
+    copy = 2.0 * COPY_BYTES / seconds(lambda: target.copy_(source), chosen.seconds) / 1e9
+    result = {
+        "operations_per_token": needed,
+        "gflops_at_shapes": whole_flop / whole_seconds / 1e9,
+        "gflops_at_best": max(*squares.values(), *each.values()),
+        "copy_gb_per_second": copy,
+        "each_linear_layer_gflops": each,
+        "squares_gflops": squares,
+        "threads": torch.get_num_threads(),
+    }
+    print(f"{'operations per token':<36}{needed / 1e6:>10.2f} MFLOP")
+    for name, value in each.items():
+        print(f"{name:<36}{value:>10.1f} GFLOP/s")
+    print(f"{'all linear layers of a step':<36}{result['gflops_at_shapes']:>10.1f} GFLOP/s")
+    for n, value in squares.items():
+        print(f"{f'square of {n}':<36}{value:>10.1f} GFLOP/s")
+    print(f"{'copy, read and written':<36}{copy:>10.1f} GB/s")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

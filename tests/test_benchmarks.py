@@ -1,0 +1,124 @@
+"""The benchmarks start, the README names them, and what they count and compute is right."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import CLS, MASK, PAD, SEP, UNK, make_samples, pack
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+
+from cloze.corruption.view import View
+from cloze.models.encoder import Encoder
+from cloze.models.vocabulary_loss import vocabulary_loss
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SCRIPTS = sorted(p.name for p in FOLDER.glob("*.py") if p.name != "common.py")
+LAYERS, WIDTH, VOCABULARY, LENGTH, ROWS = 2, 64, 512, 32, 4
+
+
+def _addmm(_out: Any, a: Any, b: Any, **_: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+IN_PLACE = {torch.ops.aten.addmm_: _addmm}  # which torch's counter leaves out by itself
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`benchmark("limits")`: the module of that name, imported as the scripts import each other."""
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module
+    for name in ("common", *(Path(script).stem for script in SCRIPTS)):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("benchmark")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_says_how_to_run_it(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+    assert end.value.code == 0
+    assert f"python benchmarks/{script}" in capsys.readouterr().out
+    assert f"`python benchmarks/{script} " in (FOLDER / "README.md").read_text("utf-8").replace(
+        ".py`", ".py `"
+    )
+
+
+def test_the_readme_names_what_there_is() -> None:
+    named = set(re.findall(r"benchmarks/(\w+\.py)", (FOLDER / "README.md").read_text("utf-8")))
+    assert named == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_operations_are_those_of_a_training_step(family: str, share: float, benchmark: Any) -> None:
+    """Forward and backward of a real step under torch's own counter, at predicted tokens only."""
+    limits = benchmark("limits")
+    shape = limits.family_shape(family, WIDTH)
+    size: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+        "intermediate_size": shape["intermediate"], "pad_token_id": PAD, "bos_token_id": CLS,
+        "eos_token_id": SEP,
+    }  # fmt: skip
+    if family == "bert":
+        encoder = Encoder(BertForMaskedLM(BertConfig(**size)))
+    else:
+        config = ModernBertConfig(**size, cls_token_id=CLS, sep_token_id=SEP)
+        encoder = Encoder(ModernBertForMaskedLM(config))
+    batch = pack([make_samples([LENGTH - 2], seed) for seed in range(ROWS)], LENGTH)
+    view = View.of(batch, batch.ids)
+    places = torch.arange(round(share * ROWS * LENGTH))
+    layer = encoder.vocabulary
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter, sdpa_kernel(SDPBackend.MATH):
+        features = encoder(view, places).features
+        labels = torch.full_like(places, UNK + MASK)
+        vocabulary_loss(features, layer.weight, layer.bias, labels).total.backward()
+    size = {"layers": LAYERS, "width": WIDTH, "vocabulary": VOCABULARY, "length": LENGTH, **shape}
+    counted = counter.get_total_flops() / (ROWS * LENGTH)
+    assert limits.operations(**size, share=share) == pytest.approx(counted, rel=2e-3)
+    assert limits.operations(**size, share=share / 2) < 0.99 * counted
+
+
+def test_products_are_the_operations_without_attention(benchmark: Any) -> None:
+    limits = benchmark("limits")
+    for family in ("bert", "modernbert"):
+        size = {"layers": 4, "width": 256, "vocabulary": 30_522, **limits.family_shape(family, 256)}
+        listed = limits.products(**size, share=0.25, tokens=4096)
+        linear = sum(6.0 * count * rows * a * b for count, rows, a, b in listed) / 4096
+        assert linear == pytest.approx(limits.operations(**size, share=0.25, length=0))
+
+
+def test_blocks_hold_all_tokens_in_their_order(benchmark: Any) -> None:
+    rows = {"input_ids": [[1, 2, 3], [4, 5], [6, 7, 8, 9]], "attention_mask": [[1] * 3, [1] * 2, [1] * 4]}
+    found = benchmark("stock").chop(rows, 4)
+    assert found == {"input_ids": [[1, 2, 3, 4], [5, 6, 7, 8]], "attention_mask": [[1] * 4, [1] * 4]}
+
+
+def test_a_tokenizer_has_exactly_the_ids_asked_for(corpus: Path, tmp_path: Path, benchmark: Any) -> None:
+    from cloze.data.tokenizers import ids_of, load_tokenizer
+
+    folder = benchmark("common").make_tokenizer([corpus.read_text("utf-8")], 1_000, tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer) == ids_of(tokenizer) == 1_000
+    assert sorted(tokenizer.get_vocab().values()) == list(range(1_000))
+    text = "The river"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text.lower()
+
+
+def test_speed_leaves_the_warm_up_out(benchmark: Any) -> None:
+    common = benchmark("common")
+    slow_start = [(5, 50.0, 500), (10, 100.0, 1000), (20, 101.0, 2000), (30, 102.0, 3000)]
+    assert common.whole_speed(slow_start) == 1000.0
+    assert common.paired([4.0, 6.0], [2.0, 2.0])["median"] == 2.5

@@ -630,6 +630,15 @@ def test_a_compiled_run_is_the_same_run(train: Train, tmp_path: Path) -> None:
     compiled = train(tmp_path / "compiled", "training.compile=true", budget="4steps")
     assert compiled.summary["heldout_loss"] == pytest.approx(plain.summary["heldout_loss"], abs=1e-3)
     assert compiled.summary["heldout_loss"] != compiled.summary["heldout_loss_initial"]
+    names = []
+    for run in (plain, compiled):
+        found = sorted((run.folder / "checkpoints").rglob("*.safetensors"))
+        names.append({str(path.relative_to(run.folder)): sorted(load_file(path)) for path in found})
+    assert names[0] == names[1]  # no `_orig_mod.`
+    assert len(names[0]) >= 2
+    train(tmp_path / "compiled", "training.compile=true", budget="6steps", resume=True)
+    with pytest.raises(ClozeError, match="another recipe"):  # it may change the last bits
+        train(tmp_path / "compiled", budget="8steps", resume=True)
 
 
 # -- policies that learn and decide -----------------------------------------------------------------------

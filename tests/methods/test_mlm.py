@@ -175,28 +175,25 @@ def test_the_method_owns_its_network_and_exports_it() -> None:
     assert (made.masking, made.seed) == (Words(), 3)
 
 
-@pytest.mark.parametrize("bucket", [1, 7, 64, 1000])
-def test_select_rounds_up_to_its_bucket_and_drops_nothing(bucket: int) -> None:
+def test_select_gives_what_is_predicted() -> None:
     batch = whole()
     plan = Uniform().plan(batch, 0.3, 0)
-    n = int(plan.predicted.sum())
-    places, labels, weights = select(plan, batch, bucket)
-    assert places.numel() == labels.numel() == weights.numel() == -(-n // bucket) * bucket
-    assert torch.equal(places[:n], plan.predicted.flatten().nonzero().squeeze(1))
+    places, labels, weights = select(plan, batch)
+    assert torch.equal(places, plan.predicted.flatten().nonzero().squeeze(1))
     assert torch.equal(labels, batch.ids.flatten()[places])
-    assert (weights[:n] == 1).all()
-    assert (places[n:] == 0).all()
-    assert (weights[n:] == 0).all()
+    assert (weights == 1).all()
     nothing = pack([[]], 8)
-    assert [x.numel() for x in select(Uniform().plan(nothing, 0.3, 0), nothing, bucket)] == [0, 0, 0]
+    assert [x.numel() for x in select(Uniform().plan(nothing, 0.3, 0), nothing)] == [0, 0, 0]
 
 
 def test_spare_slots_change_neither_loss_nor_gradient() -> None:
     m = method()
     work = m.prepare(whole(), 0.0)
-    more = select(work.plan, work.batch, bucket=97)
-    assert more[0].numel() > work.places.numel()
-    spare = type(work)(work.batch, work.plan, work.views, *more)
+    n = work.places.numel()
+    spare = work.padded(n + 60, 90, False)
+    assert [view.runs for view in spare.views] == [90]
+    assert (spare.token_weights[n:] == 0).all()
+    assert spare.token_weights.numel() == spare.places.numel() == spare.labels.numel() == n + 60
     found = []
     for w in (work, spare):
         m.zero_grad()

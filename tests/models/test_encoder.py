@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PAD, SIZE, make_samples, pack, tiny_model, vocabulary, widest
+from models.kernels import force
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
@@ -16,8 +17,9 @@ from cloze.corruption.view import View
 from cloze.data.batch import Batch, positions
 from cloze.errors import ClozeError
 from cloze.masking.uniform import Uniform
+from cloze.models.attention import NAME
 from cloze.models.encoder import Encoder, differs, isolate, leaks, position_offset
-from cloze.models.visibility import NAME, Visibility
+from cloze.models.visibility import Visibility
 
 ISOLATING = ["bert", "roberta", "roberta-prelayernorm", "electra", "modernbert", "eurobert"]
 NOT_ISOLATING = ["deberta-v2", "mpnet"]
@@ -61,9 +63,14 @@ def text(view: View) -> Tensor:
     return (view.segments.flatten() >= 0).nonzero().squeeze(1)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    ("implementation", "kernel"), [("sdpa", None), ("eager", None), ("sdpa", "varlen"), ("sdpa", "flex")]
+)
 @pytest.mark.parametrize("family", ISOLATING)
-def test_packed_samples_are_as_alone_in_the_stock_model(family: str, implementation: str) -> None:
+def test_packed_samples_are_as_alone_in_the_stock_model(
+    family: str, implementation: str, kernel: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model(family)
     theirs = copy.deepcopy(model)
     theirs.set_attn_implementation(implementation)
@@ -71,9 +78,11 @@ def test_packed_samples_are_as_alone_in_the_stock_model(family: str, implementat
     assert encoder.isolates
     view = view_of(packed())
     places = text(view)
+    used = force(monkeypatch, kernel) if kernel else []
     with torch.no_grad():
         hidden, logits = ours(encoder, view, places)
         want_hidden, want_logits = stock(theirs, view)
+        assert len(used) == (model.config.num_hidden_layers if kernel else 0)
         assert (hidden[places] - want_hidden[places]).abs().max() < 1e-5
         assert (logits - want_logits[places]).abs().max() < 1e-5
         # The control: without its segments the row is one text, and that is another result.
@@ -82,11 +91,16 @@ def test_packed_samples_are_as_alone_in_the_stock_model(family: str, implementat
         assert (mixed[:LENGTH] - want_hidden[:LENGTH]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kernel", [None, "varlen"])
 @pytest.mark.parametrize("family", ISOLATING)
-def test_gradients_are_those_of_the_stock_model(family: str) -> None:
+def test_gradients_are_those_of_the_stock_model(
+    family: str, kernel: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model(family).double()
     theirs = copy.deepcopy(model)
     encoder = isolate(model)
+    if kernel:
+        force(monkeypatch, kernel)
     view = view_of(packed())
     places = text(view)[::3]
     factors = torch.randn(
@@ -123,13 +137,20 @@ def test_the_future_does_not_leak_at_all(family: str) -> None:
         assert not torch.equal(both[:, :cut], encoder(View.of(batch, batch.ids), places).hidden[:, :cut])
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kernel", [None, "varlen", "flex"])
 @pytest.mark.parametrize("family", ISOLATING)
-def test_causal_packed_is_causal_alone(family: str) -> None:
+def test_causal_packed_is_causal_alone(
+    family: str, kernel: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And ModernBERT keeps its local window: a token far back is not seen by the local layers."""
     encoder = isolate(tiny_model(family))
     batch = packed()
-    with torch.no_grad():
+    with monkeypatch.context() as patch, torch.no_grad():
+        if kernel:  # for the packed ones; the single ones by this CPU's own
+            force(patch, kernel)
         whole = encoder(View.of(batch, batch.ids, causal=True), torch.arange(2)).hidden.flatten(0, 1)
+    with torch.no_grad():
         for number in range(batch.samples):
             inside = batch.segments.flatten() == number
             ids = batch.ids.flatten()[inside][None]

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cloze.errors import ClozeError
-from cloze.models.visibility import Visibility, attention
+from cloze.models.visibility import Visibility
 
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, -1], [2, 2, 2, 2, 2, 2]])
 
@@ -52,37 +51,64 @@ def test_a_mask_is_made_once_for_all_layers() -> None:
     assert visibility.mask(2) is not visibility.mask(3)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_attention_by_hand(groups: int) -> None:
-    draw = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 4, 6, 8, generator=draw)
-    key, value = (torch.randn(2, 4 // groups, 6, 8, generator=draw) for _ in range(2))
-    out, weights = attention(
-        nn.Module(), query, key, value, None, scaling=0.3, sliding_window=3, visibility=Visibility(SEGMENTS)
-    )
-    scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * 0.3
-    scores = scores.masked_fill(~brute(SEGMENTS, 2, False)[:, None], float("-inf"))
-    wanted = (F.softmax(scores, -1) @ value.repeat_interleave(groups, 1)).transpose(1, 2)
-    assert out.shape == (2, 6, 4, 8)
-    assert out.is_contiguous()
-    assert weights is None
-    assert (out - wanted).abs().max() < 1e-6
+def packing(seed: int, rows: int, length: int) -> Tensor:
+    """Random segments: samples of any size, and padding at the end of some rows."""
+    draw = torch.Generator().manual_seed(seed)
+    segments = torch.full((rows, length), -1)
+    number = 0
+    for row in range(rows):
+        at, end = 0, length - int(torch.randint(0, length // 2, (), generator=draw)) * (row % 2)
+        while at < end:
+            size = int(torch.randint(1, max(2, length // 2), (), generator=draw))
+            segments[row, at : min(at + size, end)] = number
+            at, number = at + size, number + 1
+    return segments
 
 
-def test_padding_gives_no_nan() -> None:
-    x = torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    out, _ = attention(nn.Module(), x, x, x, None, visibility=Visibility(SEGMENTS, causal=True))
-    assert out.isfinite().all()
-    out.sum().backward()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("reach", [None, 0, 5, 64, 500])
+@pytest.mark.parametrize(("seed", "rows", "length"), [(0, 3, 40), (1, 2, 128), (2, 4, 300), (3, 1, 513)])
+def test_block_masks_say_the_same(seed: int, rows: int, length: int, reach: int | None, causal: bool) -> None:
+    visibility = Visibility(packing(seed, rows, length), causal)
+    blocks, mask = visibility.blocks(reach), visibility.mask(reach)
+    assert mask is not None
+    row, head, query, key = (torch.arange(n) for n in (rows, 1, length, length))
+    at = (row[:, None, None, None], head[:, None, None], query[:, None], key)
+    assert torch.equal(blocks.mask_mod(*at).expand(rows, 1, length, length), mask)
+    # A block that is left out has nothing to see, and one that is taken as full hides nothing.
+    padded = F.pad(mask, (0, -length % 128, 0, -length % 128)).unflatten(3, (-1, 128)).unflatten(2, (-1, 128))
+    padded = padded.transpose(3, 4)[:, 0]
+    kept = torch.zeros(padded.shape[:3], dtype=torch.bool)
+    for counts, indices, whole in (
+        (blocks.kv_num_blocks, blocks.kv_indices, False),
+        (blocks.full_kv_num_blocks, blocks.full_kv_indices, True),
+    ):
+        assert counts is not None and indices is not None
+        for r in range(rows):
+            for q in range(counts.shape[2]):
+                for k in indices[r, 0, q, : counts[r, 0, q]].tolist():
+                    kept[r, q, k] = True
+                    assert not whole or padded[r, q, k].all()
+    assert torch.equal(kept, padded.flatten(3).any(3))
+    assert visibility.blocks(reach) is blocks
 
 
-def test_misuse_is_an_error() -> None:
-    x = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(ClozeError, match="without `visibility`"):
-        attention(nn.Module(), x, x, x, None)
-    with pytest.raises(ClozeError, match="attention_mask"):
-        attention(
-            nn.Module(), x, x, x, torch.ones(1, 2), visibility=Visibility(torch.zeros(1, 2, dtype=torch.long))
-        )
+def test_starts_by_hand() -> None:
+    assert Visibility(SEGMENTS).starts().tolist() == [0, 3, 5, 6, *[12] * 9]
+    assert Visibility(SEGMENTS, runs=4).starts().tolist() == [0, 3, 5, 6, 12]
+    starts = Visibility(SEGMENTS, runs=6)
+    assert starts.starts().tolist() == [0, 3, 5, 6, 12, 12, 12]
+    assert starts.starts().dtype == torch.int32
+    assert starts.starts() is starts.starts()
+    with pytest.raises((RuntimeError, IndexError)):  # too little room must never join two samples
+        Visibility(SEGMENTS, runs=3).starts()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_starts_are_the_runs(seed: int) -> None:
+    segments = packing(seed, rows=4, length=50)
+    flat = segments.flatten().tolist()
+    wanted = [at for at in range(200) if at % 50 == 0 or flat[at] != flat[at - 1]]
+    room = int(segments.max()) + 1 + 4  # what `View.of` leaves: samples and rows
+    starts = Visibility(segments, runs=room).starts().tolist()
+    assert starts == wanted + [200] * (room + 1 - len(wanted))

@@ -22,6 +22,7 @@ class View:
             that were inserted and for padding.
         causal: a token sees only itself and what is before it.
         dense: as in `Batch`.
+        runs: as in `Visibility`: an upper bound that is known without looking at a GPU's memory.
     """
 
     ids: Tensor
@@ -30,13 +31,15 @@ class View:
     origin: Tensor
     causal: bool = False
     dense: bool = False
+    runs: int | None = None
 
     @classmethod
     def of(cls, batch: Batch, ids: Tensor, causal: bool = False) -> View:
         """A view with the batch's own layout and other ids."""
         flat = torch.arange(ids.numel(), device=ids.device).view_as(ids)
         origin = torch.where(batch.segments >= 0, flat, -1)
-        return cls(ids, batch.segments, positions(batch.segments), origin, causal, batch.dense)
+        runs = batch.samples + batch.ids.shape[0]  # at most one piece of padding a row, at its end
+        return cls(ids, batch.segments, positions(batch.segments), origin, causal, batch.dense, runs)
 
     def to(self, device: torch.device | str) -> View:
         """The same view on another device."""

@@ -11,10 +11,10 @@ accumulation and data parallelism change nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -32,10 +32,9 @@ class Work:
         batch: the clean rows; labels are read from it through each view's `origin`.
         plan: what is hidden and predicted.
         views: what the networks get, in the order the method uses them.
-        places: [N] int64, flat indices of the predicted tokens in the first view; spare slots point at
-            token 0.
-        labels: [N] int64.
-        token_weights: [N] float32, p/π; 0 in spare slots.
+        places: [N] int64, flat indices of the predicted tokens in the first view; 0 in spare slots.
+        labels: [N] int64; 0 in spare slots.
+        token_weights: [N] float32, p/π; 0 in spare slots, which only compiled code has (`padded`).
     """
 
     batch: Batch
@@ -44,6 +43,16 @@ class Work:
     places: Tensor
     labels: Tensor
     token_weights: Tensor
+
+    def padded(self, slots: int, runs: int, dense: bool) -> Work:
+        """The same work in static shapes: N = `slots`, spare ones of weight 0, views with room for `runs`.
+
+        A view stays dense only if `dense` says that all are.
+        """
+        spare = (0, slots - self.places.numel())
+        views = tuple(replace(view, runs=runs, dense=view.dense and dense) for view in self.views)
+        tensors = (F.pad(x, spare) for x in (self.places, self.labels, self.token_weights))
+        return Work(self.batch, self.plan, views, *tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +72,10 @@ class Method(nn.Module):
     """Base of all methods. Subclasses own every network as a submodule.
 
     Class attributes:
-        bucket: the number of predicted slots is a multiple of it; above 1 for compiled code.
         coefficients: {term: factor in the total loss}.
         norms: the feedback also has the norms that proposals learn from (`Seen.scores`).
     """
 
-    bucket: int = 1
     norms: bool = False
     coefficients: ClassVar[dict[str, float]] = {}
 
@@ -124,18 +131,8 @@ class Method(nn.Module):
         """Inverse of `learned_state`."""
 
 
-def select(plan: MaskPlan, batch: Batch, bucket: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Places, labels and weights of the predicted tokens of a plan, [N] each.
-
-    N is rounded up to a multiple of `bucket`, so that compiled code sees few shapes and nothing is dropped;
-    spare slots point at token 0 with weight 0.
-    """
+def select(plan: MaskPlan, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Places, labels and weights of the predicted tokens of a plan, [N] each."""
     places = plan.predicted.flatten().nonzero().squeeze(1)
-    count = places.numel()
-    weights = plan.weights(places)
-    spare = -count % bucket
-    if spare:
-        places = torch.cat([places, places.new_zeros(spare)])
-        weights = torch.cat([weights, weights.new_zeros(spare)])
     labels = batch.ids.flatten().index_select(0, places)
-    return places, labels, weights
+    return places, labels, plan.weights(places)

@@ -57,7 +57,7 @@ class Mlm(Method):
 
     def work(self, batch: Batch, plan: MaskPlan) -> Work:
         view = replace(batch, plan, self.corruption, self.vocabulary, self.seed)
-        return Work(batch, plan, (view,), *select(plan, batch, self.bucket))
+        return Work(batch, plan, (view,), *select(plan, batch))
 
     def weights(self, work: Work) -> dict[str, Tensor]:
         return {"mlm": work.plan.mass()}

@@ -19,7 +19,9 @@ from transformers.utils import logging as hf_logging
 
 from cloze.corruption.view import View
 from cloze.errors import ClozeError
-from cloze.models.visibility import NAME, Visibility, register
+from cloze.models.attention import NAME, register
+from cloze.models.gathering import Body, Chosen, same
+from cloze.models.visibility import Visibility
 
 # RoBERTa-like embeddings number their positions from padding_idx + 1.
 _OFFSET_FAMILIES = {
@@ -52,6 +54,8 @@ class Encoder(nn.Module):
         if model.get_output_embeddings() is None:
             raise ClozeError(f"{type(model).__name__}: has no vocabulary layer; cloze cannot pretrain it")
         self.offset = position_offset(model)
+        self._body = Body(model.base_model.forward)
+        self._sparse = False
         self.isolates = _takes_our_attention(model)
         """Whether packed samples are kept apart; if not, rows must hold one sample each."""
 
@@ -67,37 +71,60 @@ class Encoder(nn.Module):
 
     def forward(self, view: View, places: Tensor) -> Encoded:
         """Run `view`; `places` [N] are flat indices into its [rows × length] tokens."""
-        arguments: dict[str, Any]
+        if not self._sparse:
+            return self._run_alone(view, places)
+        chosen = Chosen(places)
+        if self.isolates and torch.compiler.is_compiling():
+            output = self._run(view, chosen=chosen)
+        else:
+            output = self._run_aside(view, chosen)
+        assert chosen.hidden is not None
+        return Encoded(chosen.hidden, output.logits[0])
+
+    @torch.compiler.disable
+    def _run_alone(self, view: View, places: Tensor) -> Encoded:
+        with sparse(self):
+            return self.forward(view, places)
+
+    def _run(self, view: View, **keywords: Any) -> Any:
         if self.isolates:
-            visibility = Visibility(view.segments, view.causal, view.dense)
-            arguments = {"visibility": visibility, "position_ids": view.positions + self.offset}
+            visibility = Visibility(view.segments, view.causal, view.dense, view.runs)
+            keywords |= {"visibility": visibility, "position_ids": view.positions + self.offset}
         elif view.causal:
             raise ClozeError(f"{type(self.model).__name__}: cannot be run causally by cloze")
         else:
-            arguments = {"attention_mask": (view.segments >= 0).long()}
-        kept: dict[str, Tensor] = {}
+            keywords["attention_mask"] = (view.segments >= 0).long()
+        return self.model(input_ids=view.ids, return_dict=True, **keywords)
 
-        def gather(_module: nn.Module, _args: Any, output: Any) -> Any:
-            hidden = kept["hidden"] = output[0]
-            output["last_hidden_state"] = hidden.flatten(0, 1).index_select(0, places)[None]
-            return output
-
-        hook = self.model.base_model.register_forward_hook(gather)
+    @torch.compiler.disable
+    def _run_aside(self, view: View, chosen: Chosen) -> Any:
+        """For models that may drop keywords: the probes have to find them, and they are not compiled."""
+        self._body.chosen = chosen
         try:
-            with _passing_through(self.vocabulary):
-                output = self.model(input_ids=view.ids, return_dict=True, **arguments)
+            return self._run(view)
         finally:
-            hook.remove()
-        return Encoded(kept["hidden"], output.logits[0])
+            self._body.chosen = None
 
 
 @contextmanager
-def _passing_through(layer: nn.Module) -> Iterator[None]:
-    layer.forward = lambda features: features
+def sparse(module: nn.Module) -> Iterator[None]:
+    """While it lasts, the heads of all encoders in `module` get the chosen places and stop before the logits.
+
+    An encoder does this by itself in each call. Around compiled code it is to be done from outside: there,
+    neither hooks (they break the graph) nor other changes of modules (torch does not always undo them) are
+    safe.
+    """
+    encoders = [m for m in module.modules() if isinstance(m, Encoder) and not m._sparse]
+    for encoder in encoders:
+        for part, forward in ((encoder.model.base_model, encoder._body), (encoder.vocabulary, same)):
+            part.forward = forward
+        encoder._sparse = True
     try:
         yield
     finally:
-        del layer.forward
+        for encoder in encoders:
+            del encoder.model.base_model.forward, encoder.vocabulary.forward
+            encoder._sparse = False
 
 
 def _takes_our_attention(model: PreTrainedModel) -> bool:

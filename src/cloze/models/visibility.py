@@ -1,38 +1,44 @@
-"""Who sees whom: one attention function for packed, causal and local attention.
+"""Who sees whom: packed, causal and local attention as one value that reaches every layer.
 
-transformers hands every extra keyword of a model's forward call to the registered attention function, in
-every layer. So an encoder becomes packed or causal without a line of its own code: call it with
-`visibility=Visibility(...)`. Restarting `position_ids` alone isolates nothing in stock code.
+transformers hands every extra keyword of a model's forward call to the registered attention function
+(attention.py), in every layer. So an encoder becomes packed or causal without a line of its own code: call
+it with `visibility=Visibility(...)`. Restarting `position_ids` alone isolates nothing in stock code.
+
+The same visibility in the three forms that kernels want: a mask, a block mask, boundaries of sequences.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-
-from cloze.errors import ClozeError
-
-NAME = "cloze"
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 class Visibility:
     """Visibility of one forward pass; masks are made once and shared by the layers.
 
     Args:
-        segments: [rows, length] int64; a token sees the tokens of its own segment only.
+        segments: [rows, length] int64; a token sees the tokens of its own segment only. A segment lies in
+            one piece, in one row.
         causal: a token sees only itself and what is before it.
         dense: all rows are one segment each, so that no mask is needed for it.
+        runs: at least as many as there are runs of equal segments in all rows, padding counted; None: not
+            known. Only the size of `starts` follows from it.
     """
 
-    def __init__(self, segments: Tensor, causal: bool = False, dense: bool = False):
+    def __init__(self, segments: Tensor, causal: bool = False, dense: bool = False, runs: int | None = None):
         self.segments = segments
         self.causal = causal
         self.dense = dense
+        self.runs = segments.numel() if runs is None else runs
         self._masks: dict[int | None, Tensor | None] = {}
+        self._blocks: dict[int | None, BlockMask] = {}
+        self._starts: Tensor | None = None
+
+    def local(self, reach: int | None) -> bool:
+        """Whether `reach` hides anything in rows of this length."""
+        return reach is not None and reach < self.segments.shape[1] - 1
 
     def mask(self, reach: int | None) -> Tensor | None:
         """[rows or 1, 1, length, length] bool, True where the query (dim 2) sees the key; None: everything.
@@ -45,7 +51,7 @@ class Visibility:
 
     def _make(self, reach: int | None) -> Tensor | None:
         length = self.segments.shape[1]
-        local = reach is not None and reach < length - 1
+        local = self.local(reach)
         mask: Tensor | None = None
         if not self.dense:
             mask = self.segments[:, None, :, None] == self.segments[:, None, None, :]
@@ -61,43 +67,34 @@ class Visibility:
             mask = seen[None, None] if mask is None else mask & seen
         return mask
 
+    def blocks(self, reach: int | None) -> BlockMask:
+        """The same for `flex_attention`, which leaves out blocks of tokens that do not see each other."""
+        if reach not in self._blocks:
+            segments, causal = self.segments, self.causal
+            rows, length = segments.shape
 
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    visibility: Visibility | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention for transformers' `AttentionInterface`: [rows, heads, length, width] in and transposed out.
+            def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                seen = segments[row, query] == segments[row, key]
+                if reach is not None:
+                    seen = seen & ((key - query).abs() <= reach)
+                return seen & (key <= query) if causal else seen
 
-    ModernBERT hands over its half-window + 1 as `sliding_window`.
-    """
-    if visibility is None:
-        raise ClozeError("this model was set up for cloze's attention, but called without `visibility`")
-    if attention_mask is not None:
-        raise ClozeError("cloze's attention takes no attention_mask: give segments by `visibility` instead")
-    if key.shape[1] != query.shape[1]:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    mask = visibility.mask(None if sliding_window is None else sliding_window - 1)
-    out = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scaling)
-    return out.transpose(1, 2).contiguous(), None
+            self._blocks[reach] = create_block_mask(sees, rows, None, length, length, segments.device)
+        return self._blocks[reach]
 
+    def starts(self) -> Tensor:
+        """[runs + 1] int32, where each run of equal segments starts in [rows × length], for `varlen_attn`.
 
-def _mask_function(*, attention_mask: Tensor | None = None, **_: Any) -> None:
-    """Stock code drops a 2-D mask silently when no mask function is registered; this one speaks."""
-    if attention_mask is not None:
-        raise ClozeError("cloze's attention takes no attention_mask: give segments by `visibility` instead")
-
-
-def register() -> None:
-    """Make the attention known to transformers under `NAME` (harmless when called again)."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, _mask_function)
+        Padding is a run as well, so that every token sees itself. The rest is filled with the end: empty
+        runs. The shape is known before the content, so nothing waits for a GPU and compiled code sees one.
+        """
+        if self._starts is None:
+            fresh = F.pad(self.segments[:, 1:] != self.segments[:, :-1], (1, 0), value=True).flatten()
+            total = fresh.numel()
+            place = torch.arange(total, dtype=torch.int32, device=fresh.device)
+            # Tokens inside a run write the 0 that slot 0 has anyway. A run too many has no slot: an error.
+            slot = torch.where(fresh, fresh.cumsum(0) - 1, 0)
+            starts = torch.full((self.runs,), total, dtype=torch.int32, device=fresh.device)
+            starts = starts.scatter(0, slot, torch.where(fresh, place, 0))
+            self._starts = F.pad(starts, (0, 1), value=total)
+        return self._starts

@@ -7,6 +7,7 @@ So accumulation and data parallelism change nothing but rounding.
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -23,10 +24,15 @@ from cloze.data.batch import Batch
 from cloze.data.loader import Loader, stream
 from cloze.errors import ClozeError
 from cloze.methods.base import Method, Work
+from cloze.models.attention import kernels_of
+from cloze.models.encoder import sparse
 from cloze.random import Stream, integer
 from cloze.training.optimisers import build_optimizers
 from cloze.training.settings import Phase, Training
+from cloze.training.shapes import Shapes
 from cloze.training.state import State
+
+log = logging.getLogger("cloze")
 
 _AHEAD = 1000  # steps whose batches are listed at one time
 
@@ -89,10 +95,24 @@ class Trainer:
         state.cursors += [0] * (len(settings.phases) - len(state.cursors))
         self.optimizers = build_optimizers(method, settings.optimizer)
         self.wrapped: nn.Module = accelerator.prepare(method) if accelerator.num_processes > 1 else method
+        self.shapes = Shapes(loaders, max(method.rate(0.0), method.rate(1.0))) if settings.compile else None
         if settings.compile:
-            method.bucket = 128
-            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+            # Phases, dense rows and unlucky draws are graphs of their own; beyond torch's limit of 8 it would
+            # go on without compiled code.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            self.wrapped = torch.compile(self.wrapped, dynamic=False)  # type: ignore[assignment]
         self.autocast = autocast(accelerator.device, settings.precision)
+        if accelerator.device.type == "cuda":
+            self._say_kernels()
+
+    def _say_kernels(self) -> None:
+        with self.autocast():
+            half = torch.is_autocast_enabled("cuda")
+            dtype = torch.get_autocast_dtype("cuda") if half else torch.float32
+        for phase in self.settings.phases:
+            found = kernels_of(self.method.export().config, "cuda", dtype, phase.length, dense=False)
+            kernels = ", ".join(f"{layers} layers {kernel}" for layers, kernel in found.items())
+            log.info("attention in packed rows of %d tokens: %s (docs/speed.md)", phase.length, kernels)
 
     def phase_at(self, step: int) -> int:
         """Which phase a step lies in."""
@@ -128,6 +148,8 @@ class Trainer:
         first = cursor + self.accelerator.process_index * mine
         most = self.settings.micro_tokens
         at_once = mine if most is None else min(mine, max(1, most // (phase.length * copies)))
+        if self.shapes is not None:  # equal ones, if that does not make them less than half as large
+            at_once = next((n for n in range(at_once, at_once // 2, -1) if mine % n == 0), at_once)
         starts = range(0, mine, at_once)
         return [
             (first + step * (phase.rows // copies) + start, min(at_once, mine - start))
@@ -147,6 +169,8 @@ class Trainer:
 
         device, copies = self.accelerator.device, method.copies
         works = [method.prepare(b.to(device).repeat(copies), progress) for b in batches]
+        if self.shapes is not None:
+            works = [self.shapes.pad(work, copies) for work in works]
         weights = self._total([method.weights(w) for w in works])
         sums, feedback = self._backward(works, weights)
         norm = nn.utils.clip_grad_norm_(method.parameters(), self.settings.clip)
@@ -180,7 +204,7 @@ class Trainer:
         feedback = []
         for i, work in enumerate(works):
             last = i == len(works) - 1
-            with self._no_sync(last), self.autocast():
+            with self._no_sync(last), self.autocast(), sparse(self.method):
                 outcome = self.wrapped(work)
                 objective = sum(
                     self.method.coefficients[term] * value / weights[term]

@@ -309,6 +309,8 @@ def main() -> None:
     # Threads that spin for long starve each other as soon as anything else runs (benchmarks/threads.py).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Large pages: taking fresh memory by 4 KiB is a tenth of a step in fp32, a quarter in bf16.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if not debug:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -25,7 +25,15 @@ SIGNATURES = {
 }
 NEW, FIRST = Kernels(SIGNATURES["2.12"], True), Kernels(SIGNATURES["2.10"], True)
 CPU, GPU = {"device": "cpu"}, {"device": "cuda"}
-PACKED = {"width": 64, "dropout": 0.0, "dense": False, "local": False, "causal": False, "has": NEW}
+PACKED = {
+    "width": 64,
+    "length": 1024,
+    "dropout": 0.0,
+    "dense": False,
+    "local": False,
+    "causal": False,
+    "has": NEW,
+}
 BF16, FP16, FP32, FP64 = ({"dtype": d} for d in (torch.bfloat16, torch.float16, torch.float32, torch.float64))
 
 
@@ -60,6 +68,9 @@ BF16, FP16, FP32, FP64 = ({"dtype": d} for d in (torch.bfloat16, torch.float16, 
         (CPU | BF16, "masked"),
         (CPU | FP32 | {"dense": True}, "dense"),
         (CPU | FP32 | {"dense": True, "local": True}, "masked"),
+        (CPU | FP32 | {"length": 512}, "matmul"),
+        (CPU | BF16 | {"length": 128, "dense": True, "dropout": 0.1}, "matmul"),
+        (GPU | BF16 | {"length": 128}, "varlen"),
         ({"device": "mps"} | FP16, "masked"),
     ],
 )
@@ -90,7 +101,7 @@ def test_kernels_where_windows_hide_something() -> None:
     assert found == ["varlen", "flex"]
     dense = kernels_of(config, "cuda", torch.bfloat16, 1024, True, NEW)
     assert dense == {"global": "dense", "local": "varlen"}
-    assert kernels_of(config, "cpu", torch.float32, 64, False) == {"global": "masked", "local": "masked"}
+    assert kernels_of(config, "cpu", torch.float32, 64, False) == {"global": "matmul", "local": "matmul"}
 
 
 def test_this_machine() -> None:
@@ -160,7 +171,7 @@ def by_hand(visibility: Visibility, inputs: list[Tensor], window: int | None) ->
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 9])
 @pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("kernel", ["masked", "varlen"])
+@pytest.mark.parametrize("kernel", ["masked", "matmul", "varlen"])
 def test_attention_by_hand(
     kernel: str, groups: int, window: int | None, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +203,7 @@ def test_flex_by_hand(window: int | None, causal: bool, monkeypatch: pytest.Monk
 def test_dense_rows_by_hand(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     visibility = Visibility(torch.arange(2)[:, None].expand(2, 30), causal, dense=True)
     monkeypatch.setattr(visibility, "mask", None)  # nobody asks for one
+    monkeypatch.setattr(module, "MATMUL_LENGTH", 0)
     inputs = draw(4, 2, 30)
     wide = 30  # a window that hides nothing
     for window in (None, wide):

@@ -50,8 +50,8 @@ def test_what_is_chosen_here() -> None:
     has = Kernels.found()
     new = torch.cuda.get_device_capability() >= (8, 0)
     for local in (False, True):
-        assert choose(GPU, BF16, 64, 0.0, False, local, False, has) == ("varlen" if new else "flex")
-        assert choose(GPU, FP32, 64, 0.0, False, local, False, has) == "flex"
+        assert choose(GPU, BF16, 64, 1024, 0.0, False, local, False, has) == ("varlen" if new else "flex")
+        assert choose(GPU, FP32, 64, 1024, 0.0, False, local, False, has) == "flex"
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -56,7 +56,6 @@ def test_losses_and_gradients_are_those_of_plain_logits(
     wanted = plain(**given)
     assert out.loss.dtype == dtype
     assert far(out.loss, F.cross_entropy(logits, given["labels"], reduction="none")) < close
-    assert far(out.log_sum_exp, logits.logsumexp(1)) < close
     assert torch.equal(out.guess, logits.argmax(1))
     assert far(out.total, wanted) < close
     ours, theirs = gradients(out.total, given, 0.37), gradients(wanted, given, 0.37)

@@ -5,7 +5,8 @@
 | dense | `scaled_dot_product_attention` without a mask | rows of one sample each, layers without a window |
 | varlen | `torch.nn.attention.varlen` | the rest on a GPU from compute capability 8.0, in bf16 or fp16 |
 | flex | `flex_attention` with a block mask, compiled | the rest on a GPU, in fp32 |
-| masked | `scaled_dot_product_attention` with a boolean mask | all else: CPU, dropout, float64 |
+| matmul | two batched products, the weights kept for the backward pass | CPU, rows of at most 512 tokens |
+| masked | `scaled_dot_product_attention` with a boolean mask | all else: long rows on a CPU, dropout, float64 |
 
 docs/speed.md says why.
 """
@@ -31,7 +32,9 @@ from cloze.models.visibility import Visibility
 
 NAME = "cloze"
 
-Kernel = Literal["dense", "varlen", "flex", "masked"]
+MATMUL_LENGTH = 512  # longer rows would keep too many weights
+
+Kernel = Literal["dense", "varlen", "flex", "matmul", "masked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ def choose(
     device: str,
     dtype: torch.dtype,
     width: int,
+    length: int,
     dropout: float,
     dense: bool,
     local: bool,
@@ -69,12 +73,14 @@ def choose(
     """The kernel for one layer.
 
     Args:
-        device: "cuda", "cpu", …; dtype, width: of the queries; width is that of one head.
+        device: "cuda", "cpu", …; dtype, width: of the queries; width is that of one head. length: of a row.
         dropout: of the attention weights.
         dense: every row is one sample. local: there is a window that hides something.
         causal: nothing sees what comes later.
         has: what there is.
     """
+    if device == "cpu" and length <= MATMUL_LENGTH:
+        return "matmul"
     if dense and not local:
         return "dense"
     if device != "cuda" or dropout > 0.0:
@@ -101,7 +107,7 @@ def kernels_of(
     window = getattr(config, "sliding_window", None)
     found = {"global": False} | ({"local": window < length - 1} if window is not None else {})
     return {
-        name: choose(device, dtype, width, dropout, dense, local, False, has or _kernels)
+        name: choose(device, dtype, width, length, dropout, dense, local, False, has or _kernels)
         for name, local in found.items()
     }
 
@@ -155,7 +161,7 @@ def attention(
     if key.shape[1] != query.shape[1]:
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    device, width = query.device.type, query.shape[3]
+    device, (length, width) = query.device.type, query.shape[2:]
     if torch.is_autocast_enabled(device):  # rotations may have made queries and keys float32 again
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -166,6 +172,7 @@ def attention(
         device,
         query.dtype,
         width,
+        length,
         dropout,
         visibility.dense,
         reach is not None,
@@ -179,6 +186,8 @@ def attention(
         alone = query.is_cuda and not torch.compiler.is_compiling()
         run: Any = _compiled_flex() if alone else flex_attention
         out = run(query, key, value, block_mask=visibility.blocks(reach), scale=scale)
+    elif kernel == "matmul":
+        out = matmul_attention(query, key, value, visibility.mask(reach), dropout, scale)
     elif kernel == "dense":
         causal = visibility.causal
         out = F.scaled_dot_product_attention(
@@ -188,6 +197,22 @@ def attention(
         mask = visibility.mask(reach)
         out = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).contiguous(), None
+
+
+def matmul_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
+) -> Tensor:
+    """Attention by two batched products; the mask is True where the query sees the key.
+
+    On CPUs that multiply bf16, the fused kernel takes four times as long in bf16 and twice as long in float32
+    (docs/lab-diary.md).
+    """
+    scores = (query * scale) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, -1, dtype=exact).to(value.dtype)
+    return F.dropout(weights, dropout) @ value
 
 
 def _varlen(

@@ -24,7 +24,6 @@ class TokenLosses:
     Attributes:
         total: scalar, Σ weight · loss; the only differentiable one.
         loss: [N] float32 (float64 if the hidden states are), negative log-likelihood in nats.
-        log_sum_exp: [N] float32, log of the softmax's denominator.
         guess: [N] int64, the most probable token.
         residual: [N] float32, ‖softmax − one-hot‖₂ (unweighted); empty unless asked for in training.
         hidden_gradient: [N] float32, ‖∂loss/∂hidden‖₂ (unweighted); empty unless asked for in training.
@@ -32,7 +31,6 @@ class TokenLosses:
 
     total: Tensor
     loss: Tensor
-    log_sum_exp: Tensor
     guess: Tensor
     residual: Tensor
     hidden_gradient: Tensor
@@ -48,47 +46,37 @@ class _VocabularyLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants else None
         # Several chunks are added up in float32: bf16 would lose the later ones.
         kept = weight.dtype if count <= rows else torch.promote_types(weight.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=kept) if needs[1] else None
+        grad_weight = torch.zeros_like(weight, dtype=kept) if needs[1] and not 0 < count <= rows else None
         grad_bias = torch.zeros_like(bias, dtype=kept) if bias is not None and needs[2] else None
-        outputs: list[list[Tensor]] = [[], [], [], [], []]
+        outputs: list[list[Tensor]] = [[], [], [], []]
         for start in range(0, count, rows):
             part = slice(start, min(start + rows, count))
-            h, y, w = hidden[part], labels[part, None], weights[part, None]
-            logits = torch.nn.functional.linear(h, weight, bias).to(weights.dtype)
-            guess = logits.argmax(dim=1)
-            top = logits.gather(1, guess[:, None])
-            target = logits.gather(1, y)
-            p = logits.sub_(top).exp_()
-            mass = p.sum(dim=1, keepdim=True)
-            lse = mass.log() + top
-            outputs[0].append((lse - target).squeeze(1))
-            outputs[1].append(lse.squeeze(1))
-            outputs[2].append(guess)
+            h, y, w = hidden[part], labels[part, None], weights[part]
+            log_p = torch.log_softmax(torch.nn.functional.linear(h, weight, bias), 1, dtype=weights.dtype)
+            outputs[0].append(-log_p.gather(1, y).squeeze(1))
+            outputs[1].append(log_p.argmax(dim=1))
             if not wants:
                 continue
-            p.div_(mass)
-            p.scatter_add_(1, y, torch.full_like(target, -1.0))  # softmax − one-hot
-            if norms:
-                outputs[3].append(torch.linalg.vector_norm(p, dim=1))
+            p = log_p.exp_()
+            p.scatter_add_(1, y, p.new_full(y.shape, -1.0))  # softmax − one-hot
             g = p.to(h.dtype)
             at_hidden = g @ weight
             if norms:
-                outputs[4].append(torch.linalg.vector_norm(at_hidden, dim=1, dtype=weights.dtype))
+                outputs[2].append(torch.linalg.vector_norm(p, dim=1))
+                outputs[3].append(torch.linalg.vector_norm(at_hidden, dim=1, dtype=weights.dtype))
             assert grad_hidden is not None
-            grad_hidden[part] = at_hidden * w.to(h.dtype)
-            if grad_weight is not None or grad_bias is not None:
-                g = g.mul_(w.to(h.dtype))
+            grad_hidden[part] = at_hidden * w[:, None].to(h.dtype)
+            # Weights go to the small factor of a product: the large one is read as it is.
             if grad_weight is not None:
-                if grad_weight.dtype == h.dtype:
-                    grad_weight.addmm_(g.T, h)
-                else:
-                    grad_weight += g.T @ h
+                grad_weight += g.T @ (h * w[:, None].to(h.dtype))
+            elif needs[1]:
+                grad_weight = g.T @ (h * w[:, None].to(h.dtype))
             if grad_bias is not None:
-                grad_bias += g.sum(dim=0)
+                grad_bias += w.to(h.dtype) @ g
         # Each empty one is a tensor of its own: compiled code cannot return one twice.
         joined = [torch.cat(o) if o else weights.new_zeros(0) for o in outputs]
-        if not outputs[2]:
-            joined[2] = labels.new_zeros(0)
+        if not outputs[1]:
+            joined[1] = labels.new_zeros(0)
         total = (joined[0] * weights).sum()
         if wants:
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)

@@ -281,10 +281,12 @@ def _some(values: list[str], most: int = 8) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    """The precision of forward passes: bf16 when asked for, or with `auto` on a GPU that has it."""
-    bf16 = precision == "bf16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    """The precision of forward passes: bf16 when asked for, or with `auto` on hardware that multiplies it."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    bf16 = precision == "bf16" or (precision == "auto" and fast)
     if not bf16:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)

@@ -397,7 +397,7 @@ class Session:
 
     def _finish(self) -> dict[str, Any]:
         """The last files: samples, summary, report."""
-        from cloze.report import write_report  # matplotlib is slow to import
+        from cloze.report.page import write_report  # matplotlib is slow to import
 
         if self.accelerator.is_main_process:
             result = self._measure()

@@ -11,7 +11,8 @@ import pytest
 from report.fake_run import write_fake_run
 
 from cloze.errors import ClozeError
-from cloze.report import save_loss_plot, write_report
+from cloze.report.page import write_report
+from cloze.report.plots import save_loss_plot
 from cloze.report.reading import MAX_POINTS, read_run
 
 VOID = {"meta", "link", "br"}

@@ -39,6 +39,7 @@ from cloze.report.model_card import model_card
 from cloze.summary import summarise, unigram_loss
 from cloze.training.budget import Budget
 from cloze.training.loop import Diverged, StepResult, Trainer
+from cloze.training.products import quick_products
 from cloze.training.signals import stop_requests
 from cloze.training.state import Checkpoints, State, replace_folder, restore_tensors, tensors_of, write_json
 from cloze.training.tracking import Listener, Metrics
@@ -95,12 +96,13 @@ class Session:
         if self._is_finished(state):
             return self._summary_on_disk()
         try:
-            self._build(state, tensors, force)
-            for listener in self.listeners:
-                listener.begin(self.state.steps)
-            with stop_requests() as asked:
-                self._train(asked)
-            return self._finish()
+            with quick_products():
+                self._build(state, tensors, force)
+                for listener in self.listeners:
+                    listener.begin(self.state.steps)
+                with stop_requests() as asked:
+                    self._train(asked)
+                return self._finish()
         except (OSError, SafetensorError) as error:  # such as a full disk
             where = getattr(error, "filename", None) or self.folder
             begun = "; what was saved is whole, go on with --resume" if self.checkpoints.steps() else ""

@@ -14,6 +14,7 @@ from cloze.diagnosis.opening import open_subject
 from cloze.diagnosis.result import Diagnosis
 from cloze.errors import ClozeError
 from cloze.report.environment import environment
+from cloze.training.products import quick_products
 from cloze.training.state import write_json
 
 
@@ -69,7 +70,8 @@ def diagnose(
         split_text=split_text,
         progress=progress,
     )
-    found = measure(subject, Options(masks, parameters, curvature, seed), meter)
+    with quick_products():
+        found = measure(subject, Options(masks, parameters, curvature, seed), meter)
     device = next(subject.method.parameters()).device
     result = Diagnosis(found, advise(found), time.perf_counter() - start, environment(device, "fp32"))
     if folder is not None:

@@ -6,7 +6,7 @@
 | varlen | `torch.nn.attention.varlen` | the rest on a GPU from compute capability 8.0, in bf16 or fp16 |
 | flex | `flex_attention` with a block mask, compiled | the rest on a GPU, in fp32 |
 | matmul | two batched products, the weights kept for the backward pass | CPU, rows of at most 512 tokens |
-| masked | `scaled_dot_product_attention` with a boolean mask | all else: long rows on a CPU, dropout, float64 |
+| masked | `scaled_dot_product_attention` with a boolean mask | all else: long rows on a CPU, dropout |
 
 docs/speed.md says why.
 """

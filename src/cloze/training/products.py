@@ -1,0 +1,58 @@
+"""Matrix products in float32 on AMD CPUs: oneDNN in place of MKL, twice as fast and as exact."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+@contextmanager
+def quick_products() -> Iterator[None]:
+    """Inside, float32 products of this process go to oneDNN where that is faster and loses nothing.
+
+    PyTorch multiplies float32 matrices by MKL, which uses half the width of an AMD CPU's vectors. Allowed
+    to use bf16, it calls oneDNN instead, which stays with float32 where the CPU has no matrix unit for bf16;
+    that it does is looked up, by multiplying. Elsewhere nothing is changed.
+    """
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    if _helps():
+        setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+@functools.cache
+def _helps() -> bool:
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if not (wide and _vendor() == "AuthenticAMD" and torch.backends.mkldnn.is_available()):
+        return False
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        return is_exact()
+    finally:
+        setting.fp32_precision = before
+
+
+def is_exact() -> bool:
+    """Whether a float32 product is a float32 product: an error below 2^-18, where bf16's is above 2^-9."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(64, 512, generator=generator), torch.randn(512, 256, generator=generator)
+    exact = a.double() @ b.double()
+    return bool(((a @ b).double() - exact).abs().max() < 2**-18 * exact.abs().max())
+
+
+def _vendor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")

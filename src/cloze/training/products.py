@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def quick_products() -> Iterator[None]:
     to use bf16, it calls oneDNN instead, which stays with float32 where the CPU has no matrix unit for bf16;
     that it does is looked up, by multiplying. Elsewhere nothing is changed.
     """
-    setting = torch.backends.mkldnn.matmul
+    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = setting.fp32_precision
     if _helps():
         setting.fp32_precision = "bf16"
@@ -33,7 +34,7 @@ def _helps() -> bool:
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     if not (wide and _vendor() == "AuthenticAMD" and torch.backends.mkldnn.is_available()):
         return False
-    setting = torch.backends.mkldnn.matmul
+    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
     try:

@@ -19,7 +19,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WARM = 10  # steps that are not counted
-SPIN = {"GOMP_SPINCOUNT": "1000"}  # what the cloze command sets for itself; stock users do not have it
+# What the cloze command sets for itself; stock users do not have it.
+SETTINGS = {"GOMP_SPINCOUNT": "1000", "THP_MEM_ALLOC_ENABLE": "1"}
 Point = tuple[int, float, int]  # steps, seconds and tokens since the start of training
 
 

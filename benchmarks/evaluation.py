@@ -24,11 +24,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import SPIN, alternate, first, make_tokenizer, run, spread, texts, words, write_json, write_texts
+from common import (
+    SETTINGS,
+    alternate,
+    first,
+    make_tokenizer,
+    run,
+    spread,
+    texts,
+    words,
+    write_json,
+    write_texts,
+)
 
 WAYS = ("ours", "stock, example", "stock, loss", "loss only")
 LENGTH = 128
@@ -102,21 +114,23 @@ def one(way: str, folder: Path, tokens: int, limit_gib: float, file: Path) -> No
     """An arm in this process; its numbers go to a file."""
     if limit_gib:
         resource.setrlimit(resource.RLIMIT_AS, (int(limit_gib * 2**30),) * 2)
+    from cloze.training.products import quick_products
+
     evaluate, slots = ours(folder, tokens) if way == "ours" else stock(folder, tokens, way)
     before, begin = _peak(), time.perf_counter()
-    loss = evaluate()
+    with quick_products() if way == "ours" else nullcontext():
+        loss = evaluate()
     seconds, peak = time.perf_counter() - begin, _peak()
     found = {"seconds": seconds, "loss": loss, "tokens": slots, "peak_gib": peak, "grown_gib": peak - before}
     file.write_text(json.dumps(found), "utf-8")
 
 
-def start(way: str, folder: Path, tokens: int, limit_gib: float, same_env: bool) -> dict[str, Any]:
+def start(way: str, folder: Path, tokens: int, limit_gib: float) -> dict[str, Any]:
     """An arm in a fresh process; `died`: it did not end well, with its last error."""
     file = folder / "result.json"
     file.unlink(missing_ok=True)
-    extra = SPIN if same_env and way != "ours" else None
     command = [sys.executable, __file__, "--one", way, folder, tokens, limit_gib, file]
-    done = run(command, extra, check=not limit_gib)
+    done = run(command, SETTINGS if way == "ours" else None, check=not limit_gib)
     if done.code:
         last = [line for line in done.errors.splitlines() if "Error" in line] or ["killed"]
         return {"died": True, "tokens": tokens, "peak_gib": done.peak_gib, "error": last[-1][:120]}
@@ -172,7 +186,6 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=30_522)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--same-env", action="store_true", help="stock gets GOMP_SPINCOUNT too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -184,7 +197,7 @@ def main() -> None:
         folder = Path(name)
         write_texts(folder / "texts.jsonl", repeated(chosen.data, chosen.tokens))
         make_model(chosen, folder / "model")
-        begin = partial(start, folder=folder, same_env=chosen.same_env)
+        begin = partial(start, folder=folder)
         arms = {way: partial(begin, way, tokens=chosen.tokens, limit_gib=0.0) for way in chosen.ways}
         found = alternate(arms, chosen.repeats, describe)
         kept = []

@@ -3,8 +3,9 @@
     python benchmarks/limits.py --json FILE
 
 Measures fp32 matrix products at the shapes of a model's training step (every product forward, and its two
-backward), large square ones, and the copying of memory; counts the operations of a step. Medians. `at best`
-is the fastest of all these products.
+backward), large square ones, and the copying of memory; counts the operations of a step. Medians. `at_best`
+is the fastest of all these products. `default`: as PyTorch multiplies; `quick`: as cloze lets it on CPUs
+where that is faster (training/products.py), elsewhere the same.
 """
 
 from __future__ import annotations
@@ -103,41 +104,53 @@ def main() -> None:
     chosen = parser.parse_args()
     import torch
 
+    from cloze.training.products import quick_products
+
     shape = family_shape(chosen.family, chosen.width)
     size = {"layers": chosen.layers, "width": chosen.width, "vocabulary": chosen.vocabulary, **shape}
     needed = operations(**size, share=chosen.share, length=chosen.length)
+    shapes = products(**size, share=chosen.share, tokens=chosen.rows * chosen.length)
+    print(f"{'operations per token':<36}{needed / 1e6:>10.2f} MFLOP")
+    result: dict[str, Any] = {"operations_per_token": needed}
+    result["default"] = gflops(shapes, chosen.seconds)
+    with quick_products():
+        result["quick"] = gflops(shapes, chosen.seconds)
+    source, target = torch.ones(COPY_BYTES // 4), torch.ones(COPY_BYTES // 4)
+    result["copy_gb_per_second"] = (
+        2.0 * COPY_BYTES / seconds(lambda: target.copy_(source), chosen.seconds) / 1e9
+    )
+    result["threads"] = torch.get_num_threads()
+    print(f"{'GFLOP/s':<36}{'default':>10}{'quick':>10}")
+    for kind in ("linear_layers", "squares"):
+        for name, value in result["default"][kind].items():
+            print(f"{name:<36}{value:>10.0f}{result['quick'][kind][name]:>10.0f}")
+    for kind in ("at_shapes", "at_best"):
+        print(f"{kind:<36}{result['default'][kind]:>10.0f}{result['quick'][kind]:>10.0f}")
+    print(f"{'copy, read and written':<36}{result['copy_gb_per_second']:>10.1f} GB/s")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def gflops(shapes: list[tuple[int, int, int, int]], least: float) -> dict[str, Any]:
+    """GFLOP/s of each linear layer of a step (`products`), of all of them, and of large squares."""
+    import torch
+
     whole_flop, whole_seconds, each = 0.0, 0.0, {}
-    for count, rows, inputs, outputs in products(
-        **size, share=chosen.share, tokens=chosen.rows * chosen.length
-    ):
-        took = linear_seconds(rows, inputs, outputs, chosen.seconds / 3)
+    for count, rows, inputs, outputs in shapes:
+        took = linear_seconds(rows, inputs, outputs, least / 3)
         flop = 6.0 * rows * inputs * outputs
         each[f"{rows} x {inputs} x {outputs}"] = flop / took / 1e9
         whole_flop, whole_seconds = whole_flop + count * flop, whole_seconds + count * took
     squares = {}
     for n in SQUARES:
         a, b = torch.randn(n, n), torch.randn(n, n)
-        squares[n] = 2.0 * n**3 / seconds(lambda a=a, b=b: a @ b, chosen.seconds) / 1e9  # type: ignore[misc]
-    source, target = torch.ones(COPY_BYTES // 4), torch.ones(COPY_BYTES // 4)
-    copy = 2.0 * COPY_BYTES / seconds(lambda: target.copy_(source), chosen.seconds) / 1e9
-    result = {
-        "operations_per_token": needed,
-        "gflops_at_shapes": whole_flop / whole_seconds / 1e9,
-        "gflops_at_best": max(*squares.values(), *each.values()),
-        "copy_gb_per_second": copy,
-        "each_linear_layer_gflops": each,
-        "squares_gflops": squares,
-        "threads": torch.get_num_threads(),
+        squares[f"square of {n}"] = 2.0 * n**3 / seconds(lambda a=a, b=b: a @ b, least) / 1e9  # type: ignore[misc]
+    return {
+        "at_shapes": whole_flop / whole_seconds / 1e9,
+        "at_best": max(*squares.values(), *each.values()),
+        "linear_layers": each,
+        "squares": squares,
     }
-    print(f"{'operations per token':<36}{needed / 1e6:>10.2f} MFLOP")
-    for name, value in each.items():
-        print(f"{name:<36}{value:>10.1f} GFLOP/s")
-    print(f"{'all linear layers of a step':<36}{result['gflops_at_shapes']:>10.1f} GFLOP/s")
-    for n, value in squares.items():
-        print(f"{f'square of {n}':<36}{value:>10.1f} GFLOP/s")
-    print(f"{'copy, read and written':<36}{copy:>10.1f} GB/s")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from common import (
-    SPIN,
     alternate,
     first,
     make_tokenizer,
@@ -73,7 +72,7 @@ def stock(grouping: str, data: Path, tokenizer: Path, chosen: argparse.Namespace
     command = ["--data", data, "--tokenizer", tokenizer, "--grouping", grouping, "--steps", chosen.steps]
     for field in ("length", "rows", "layers", "width"):
         command += [f"--{field}", getattr(chosen, field)]
-    return script("stock.py", *command, extra=SPIN if chosen.same_env else None)
+    return script("stock.py", *command)
 
 
 def lengths(documents: Sequence[str], tokenizer: Path, longest: int) -> dict[str, float]:
@@ -102,7 +101,6 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=30_522)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--same-env", action="store_true", help="stock gets GOMP_SPINCOUNT too")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     from cloze.data.sections import split_paragraphs

@@ -16,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--minutes", type=float, help="of training, in place of --steps; a trial comes first")
+    parser.add_argument("--quick-products", action="store_true", help="as cloze multiplies on AMD CPUs")
     parser.add_argument("--out", type=Path, help="folder for the model")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -141,6 +143,7 @@ def main() -> None:
     import torch
 
     from cloze.data.tokenizers import load_tokenizer
+    from cloze.training.products import quick_products
 
     tokenizer = load_tokenizer(chosen.tokenizer)
     documents = list(texts(chosen.data, chosen.text_field, chosen.split_text))
@@ -151,7 +154,8 @@ def main() -> None:
         took = [b - a for a, b in zip(trial["seconds"], trial["seconds"][1:], strict=False)]
         fast = sorted(took)[: len(took) // 2]  # as cloze does: a busy moment must not shorten the run
         steps = max(1, int(60 * chosen.minutes / statistics.mean(fast)))
-    trainer, found = train(rows, tokenizer, chosen, steps)
+    with quick_products() if chosen.quick_products else nullcontext():
+        trainer, found = train(rows, tokenizer, chosen, steps)
     if chosen.out:
         trainer.save_model(str(chosen.out))
         tokenizer.save_pretrained(chosen.out)

@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import SPIN, first, make_tokenizer, pretrain, script, texts, whole_speed, write_json
+from common import first, make_tokenizer, pretrain, script, texts, whole_speed, write_json
 
 # Each arm adds to the one before; a later value of a field replaces an earlier one. The first is stock's
 # setting in our loop: logits at the predicted tokens only, packed rows for blocks (both are full).
@@ -91,7 +91,7 @@ def run_stock(learning_rate: float, seed: int, chosen: argparse.Namespace) -> di
         command += ["--minutes", chosen.minutes, "--learning-rate", learning_rate, "--seed", seed]
         for field in ("layers", "width", "dropout"):
             command += [f"--{field}", getattr(chosen, field)]
-        found = script("stock.py", *command, extra=SPIN if chosen.same_env else None)
+        found = script("stock.py", *command)
         loss, count = held_out_loss(Path(folder), chosen)
     return {"learning_rate": learning_rate, **outcome(found["points"], loss, count)}
 
@@ -193,7 +193,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--heldout-tokens", type=int, default=200_000)
-    parser.add_argument("--same-env", action="store_true", help="stock gets GOMP_SPINCOUNT too")
     parser.add_argument("--set", action="append", default=[], help="for our arms, as for cloze pretrain")
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--table", action="store_true", help="only print what is there")

@@ -205,7 +205,7 @@ def matmul_attention(
     """Attention by two batched products; the mask is True where the query sees the key.
 
     On CPUs that multiply bf16, the fused kernel takes four times as long in bf16 and twice as long in float32
-    (docs/lab-diary.md).
+    (benchmarks/cpu_kernels.py).
     """
     scores = (query * scale) @ key.transpose(-1, -2)
     if mask is not None:

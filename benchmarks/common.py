@@ -5,8 +5,10 @@ Every arm runs in a fresh interpreter with the environment of the caller, so all
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -136,25 +138,61 @@ def words(found: dict[str, Any], form: str = ",.0f") -> str:
     return "{} [{}, {}]".format(*(format(found[k], form) for k in ("median", "low", "high")))
 
 
-def where() -> dict[str, Any]:
-    """Hardware, versions, commit and date."""
+def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, or {"error": in a line}: what it had on the GPU is free again afterwards."""
+    import torch
+
+    try:
+        found = work()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        full = isinstance(error, torch.OutOfMemoryError) or "out of memory" in said
+        found = {"error": "out of memory" if full else f"{type(error).__name__}: {said[:300]}"}
+    gc.collect()  # after the handler: the error itself keeps what its functions had
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
+
+
+def grow(sizes: Iterable[int], trial: Callable[[int], dict[str, Any]]) -> tuple[int | None, dict[str, Any]]:
+    """Try one size after the other until a trial has an "error".
+
+    Returns:
+        The size with the most `tokens_per_second` (its median) and that trial; None and the error if even
+        the first fails.
+    """
+    best: tuple[int | None, dict[str, Any]] = (None, {"error": "nothing was tried"})
+    for size in sizes:
+        found = trial(size)
+        if "error" in found:
+            return best if best[0] is not None else (None, found)
+        if best[0] is None or found["tokens_per_second"]["median"] > best[1]["tokens_per_second"]["median"]:
+            best = (size, found)
+    return best
+
+
+def where(device: str = "cpu", precision: str = "fp32") -> dict[str, Any]:
+    """Hardware, versions, commit (of a copy without git: the variable GIT_COMMIT) and date."""
     import torch
 
     from cloze.report.environment import environment
 
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    found = environment(torch.device("cpu"), "fp32")
+    commit = os.environ.get("GIT_COMMIT", "")
+    if shutil.which("git"):
+        git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or commit
+    found = environment(torch.device(device), precision)
     return found | {"commit": commit or None, "date": time.strftime("%Y-%m-%d")}
 
 
-def write_json(path: Path | None, content: dict[str, Any]) -> None:
+def write_json(path: Path | None, content: dict[str, Any], device: str = "cpu") -> None:
     """Write a result with `where` it was made, all or nothing; None: nowhere."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    made = where(device, "fp32" if device == "cpu" else "bf16")
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content | {"made": where()}, indent=1) + "\n", "utf-8")
+    temporary.write_text(json.dumps(content | {"made": made}, indent=1) + "\n", "utf-8")
     temporary.replace(path)
 
 

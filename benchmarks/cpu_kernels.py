@@ -3,7 +3,7 @@
     python benchmarks/cpu_kernels.py --json benchmarks/results/cpu_kernels.json
 
 Attention forward and backward in packed rows: `scaled_dot_product_attention` with a mask against two plain
-products, in float32 as PyTorch multiplies (`default`) and as cloze lets it (`quick`, training/products.py),
+products, in float32 as PyTorch multiplies (`default`) and as cloze lets it (`quick`, training/precision.py),
 and in bf16. A linear layer forward and backward in the same three ways. The two ways take turns; medians of
 the milliseconds, and of their ratios within turns.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cloze.models.attention import matmul_attention
 from cloze.models.visibility import Visibility
-from cloze.training.products import quick_products
+from cloze.training.precision import quick_products
 
 WAYS = {
     "float32, default": (torch.float32, nullcontext),

@@ -114,7 +114,7 @@ def one(way: str, folder: Path, tokens: int, limit_gib: float, file: Path) -> No
     """An arm in this process; its numbers go to a file."""
     if limit_gib:
         resource.setrlimit(resource.RLIMIT_AS, (int(limit_gib * 2**30),) * 2)
-    from cloze.training.products import quick_products
+    from cloze.training.precision import quick_products
 
     evaluate, slots = ours(folder, tokens) if way == "ours" else stock(folder, tokens, way)
     before, begin = _peak(), time.perf_counter()

@@ -2,10 +2,10 @@
 
     python benchmarks/limits.py --json FILE
 
-Measures fp32 matrix products at the shapes of a model's training step (every product forward, and its two
-backward), large square ones, and the copying of memory; counts the operations of a step. Medians. `at_best`
-is the fastest of all these products. `default`: as PyTorch multiplies; `quick`: as cloze lets it on CPUs
-where that is faster (training/products.py), elsewhere the same.
+Measures matrix products (fp32; bf16 with --device cuda) at the shapes of a model's training step (every
+product forward, and its two backward), large square ones, and the copying of memory; counts the operations
+of a step. Medians. `at_best` is the fastest of all these products. `default`: as PyTorch multiplies; `quick`:
+as cloze lets it on CPUs where that is faster (training/precision.py), elsewhere the same.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-SQUARES = (1024, 2048, 4096)
+SQUARES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
+AT_ONCE = {"cpu": 1, "cuda": 10}  # calls between two looks at the clock: a GPU is waited for at each
 COPY_BYTES = 256 * 2**20
 
 
@@ -28,19 +29,35 @@ def operations(
     intermediate: int,
     vocabulary: int,
     share: float,
-    length: int,
+    length: float,
     gated: bool = False,
 ) -> float:
     """Floating-point operations of training per token: forward and backward of all matrix products.
 
     A multiplication and an addition are two; backward is twice forward. `share` of the tokens goes through
     the head (a dense layer and the vocabulary); the stock path has 1. `gated`: the feed-forward layer has
-    three matrices (ModernBERT) and not two (BERT). Attention counts every pair of tokens in a row.
+    three matrices (ModernBERT) and not two (BERT). Attention counts every pair of tokens in a row of
+    `length`; for packed samples and windows `length` is what a token sees, in the mean (`seen`).
     """
     matrices = 4 * width**2 + (3 if gated else 2) * width * intermediate
     attention = 2 * length * width  # queries with keys, weights with values
     head = share * (width**2 + width * vocabulary)
     return 6.0 * (layers * (matrices + attention) + head)
+
+
+def seen(lengths: Sequence[int], reaches: Sequence[int | None]) -> float:
+    """Tokens that a token sees, in the mean over the tokens of such samples and over the layers.
+
+    `reaches`: of each layer, how many tokens it sees on each side; None: the whole sample.
+    """
+    found = []
+    for reach in reaches:
+        pairs = 0
+        for length in lengths:
+            near = length - 1 if reach is None else min(reach, length - 1)
+            pairs += length * (2 * near + 1) - near * (near + 1)  # less what lies beyond the two ends
+        found.append(pairs / sum(lengths))
+    return statistics.mean(found)
 
 
 def family_shape(family: str, width: int) -> dict[str, Any]:
@@ -65,27 +82,38 @@ def products(
     ]
 
 
-def seconds(work: Callable[[], Any], least: float) -> float:
-    """Median seconds of a call, over at least 5 calls and `least` seconds."""
+def seconds(work: Callable[[], Any], least: float, device: str = "cpu") -> float:
+    """Median seconds of a call, over at least 5 looks at the clock and `least` seconds."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     work()
+    wait()
     times: list[float] = []
     while len(times) < 5 or sum(times) < least:
         begin = time.perf_counter()
-        work()
+        for _ in range(AT_ONCE[device]):
+            work()
+        wait()
         times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    return statistics.median(times) / AT_ONCE[device]
 
 
-def linear_seconds(rows: int, inputs: int, outputs: int, least: float) -> float:
+def linear_seconds(rows: int, inputs: int, outputs: int, least: float, device: str = "cpu") -> float:
     """A linear layer forward, and its gradients for input and weight."""
+    x, weight, grad = (draw(*s, device) for s in ((rows, inputs), (outputs, inputs), (rows, outputs)))
+    return (
+        seconds(lambda: x @ weight.T, least, device)
+        + seconds(lambda: grad @ weight, least, device)
+        + seconds(lambda: grad.T @ x, least, device)
+    )
+
+
+def draw(rows: int, columns: int, device: str) -> Any:
+    """A random matrix in the precision of the device."""
     import torch
 
-    x, weight, grad = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
-    return (
-        seconds(lambda: x @ weight.T, least)
-        + seconds(lambda: grad @ weight, least)
-        + seconds(lambda: grad.T @ x, least)
-    )
+    return torch.randn(rows, columns, device=device, dtype=torch.bfloat16 if device == "cuda" else None)
 
 
 def main() -> None:
@@ -100,11 +128,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=0.5, help="for each product")
+    parser.add_argument("--device", choices=list(SQUARES), default="cpu")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     import torch
 
-    from cloze.training.products import quick_products
+    from cloze.training.precision import quick_products
 
     shape = family_shape(chosen.family, chosen.width)
     size = {"layers": chosen.layers, "width": chosen.width, "vocabulary": chosen.vocabulary, **shape}
@@ -112,12 +141,14 @@ def main() -> None:
     shapes = products(**size, share=chosen.share, tokens=chosen.rows * chosen.length)
     print(f"{'operations per token':<36}{needed / 1e6:>10.2f} MFLOP")
     result: dict[str, Any] = {"operations_per_token": needed}
-    result["default"] = gflops(shapes, chosen.seconds)
-    with quick_products():
-        result["quick"] = gflops(shapes, chosen.seconds)
-    source, target = torch.ones(COPY_BYTES // 4), torch.ones(COPY_BYTES // 4)
+    device, least = chosen.device, chosen.seconds
+    result["default"] = result["quick"] = gflops(shapes, least, device)
+    if device == "cpu":
+        with quick_products():
+            result["quick"] = gflops(shapes, least)
+    source, target = (torch.ones(COPY_BYTES // 4, device=device) for _ in range(2))
     result["copy_gb_per_second"] = (
-        2.0 * COPY_BYTES / seconds(lambda: target.copy_(source), chosen.seconds) / 1e9
+        2.0 * COPY_BYTES / seconds(lambda: target.copy_(source), least, device) / 1e9
     )
     result["threads"] = torch.get_num_threads()
     print(f"{'GFLOP/s':<36}{'default':>10}{'quick':>10}")
@@ -131,20 +162,19 @@ def main() -> None:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
-def gflops(shapes: list[tuple[int, int, int, int]], least: float) -> dict[str, Any]:
+def gflops(shapes: list[tuple[int, int, int, int]], least: float, device: str = "cpu") -> dict[str, Any]:
     """GFLOP/s of each linear layer of a step (`products`), of all of them, and of large squares."""
-    import torch
-
     whole_flop, whole_seconds, each = 0.0, 0.0, {}
     for count, rows, inputs, outputs in shapes:
-        took = linear_seconds(rows, inputs, outputs, least / 3)
+        took = linear_seconds(rows, inputs, outputs, least / 3, device)
         flop = 6.0 * rows * inputs * outputs
         each[f"{rows} x {inputs} x {outputs}"] = flop / took / 1e9
         whole_flop, whole_seconds = whole_flop + count * flop, whole_seconds + count * took
     squares = {}
-    for n in SQUARES:
-        a, b = torch.randn(n, n), torch.randn(n, n)
-        squares[f"square of {n}"] = 2.0 * n**3 / seconds(lambda a=a, b=b: a @ b, least) / 1e9  # type: ignore[misc]
+    for n in SQUARES[device]:
+        a, b = draw(n, n, device), draw(n, n, device)
+        took = seconds(lambda a=a, b=b: a @ b, least, device)  # type: ignore[misc]
+        squares[f"square of {n}"] = 2.0 * n**3 / took / 1e9
     return {
         "at_shapes": whole_flop / whole_seconds / 1e9,
         "at_best": max(*squares.values(), *each.values()),

@@ -5,8 +5,9 @@
 What a user of the well-known example script has, written against the public API: AdamW, linear schedule,
 clipping at 1, logging every 10 steps, no checkpoints. `blocks`: texts framed by special tokens, all joined
 and chopped into blocks; `lines`: a text a row, cut off at the length, padded to the longest of its batch.
-Dropout is 0, which is faster and better in a short run than the library's 0.1 (--dropout). The other
-benchmarks run this file; alone it prints its speed.
+Dropout is 0, which is faster and better in a short run than the library's 0.1 (--dropout). With --device cuda
+it is as users have it there, bf16 and the library's own attention (SDPA). The other benchmarks run this file;
+alone it prints its speed.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--grouping", choices=["blocks", "lines"], default="blocks")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--family", choices=["bert", "modernbert"], default="bert")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--rate", type=float, default=0.15)
@@ -47,28 +49,48 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--minutes", type=float, help="of training, in place of --steps; a trial comes first")
     parser.add_argument("--quick-products", action="store_true", help="as cloze multiplies on AMD CPUs")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--out", type=Path, help="folder for the model")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
-def new_model(tokenizer: Any, layers: int, width: int, dropout: float, seed: int) -> Any:
-    """A BERT from scratch, as wide as the published miniatures are in their layers."""
+def new_model(
+    tokenizer: Any,
+    layers: int,
+    width: int,
+    dropout: float,
+    seed: int,
+    family: str = "bert",
+    longest: int = 512,
+) -> Any:
+    """A model from scratch with the library's own attention; a BERT is as wide as the published miniatures.
+
+    `longest`: tokens that it has positions for, at least 512.
+    """
     import torch
-    from transformers import BertConfig, BertForMaskedLM
+    from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
     torch.manual_seed(seed)
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 64),
-            intermediate_size=4 * width,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            pad_token_id=tokenizer.pad_token_id,
+    size: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // 64),
+        "max_position_embeddings": max(512, longest),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family == "bert":
+        names = "hidden_dropout_prob", "attention_probs_dropout_prob"
+        return BertForMaskedLM(
+            BertConfig(**size, intermediate_size=4 * width, **dict.fromkeys(names, dropout))
         )
+    names = "embedding_dropout", "mlp_dropout", "attention_dropout"
+    size |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep")}
+    size |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    return ModernBertForMaskedLM(
+        ModernBertConfig(**size, intermediate_size=3 * width // 2, **dict.fromkeys(names, dropout))
     )
 
 
@@ -94,22 +116,33 @@ def dataset(documents: list[str], tokenizer: Any, grouping: str, length: int) ->
 
 def train(rows: Any, tokenizer: Any, chosen: argparse.Namespace, steps: int) -> tuple[Any, dict[str, Any]]:
     """The trainer after so many steps, and what they took: seconds and tokens of each step."""
+    import torch
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=chosen.rate)
-    seen: list[list[list[int]]] = []
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    seen: list[Any] = []
     marks: list[float] = []
 
     def collate(examples: list[dict[str, list[int]]]) -> Any:
-        seen.append([example["input_ids"] for example in examples])  # counted after the clock has stopped
-        return collator(examples)
+        rows = [example["input_ids"] for example in examples]
+        tokens, slots = sum(map(len, rows)), len(rows) * max(map(len, rows))
+        useful = tokens - sum(row.count(token) for row in rows for token in special)
+        return collator(examples) | {"counts": torch.tensor([tokens, useful, slots])}
+
+    class Counting(Trainer):
+        def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+            seen.append(inputs.pop("counts"))
+            return super().training_step(model, inputs, *rest, **more)
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             if not marks:
                 marks.append(time.perf_counter())
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            if chosen.device == "cuda" and (state.global_step % 10 == 0 or state.global_step == steps):
+                torch.cuda.synchronize()  # where logging waits anyway
             marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
@@ -122,19 +155,26 @@ def train(rows: Any, tokenizer: Any, chosen: argparse.Namespace, steps: int) -> 
             logging_steps=10,
             save_strategy="no",
             report_to=[],
-            use_cpu=True,
+            use_cpu=chosen.device == "cpu",
+            bf16=chosen.device == "cuda",
+            dataloader_num_workers=chosen.workers,
             seed=chosen.seed,
         )
-        model = new_model(tokenizer, chosen.layers, chosen.width, chosen.dropout, chosen.seed)
-        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()])
+        model = new_model(
+            tokenizer,
+            chosen.layers,
+            chosen.width,
+            chosen.dropout,
+            chosen.seed,
+            chosen.family,
+            chosen.length,
+        )
+        trainer = Counting(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()])
         trainer.train()
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    taken = seen[:steps]  # the trainer reads ahead
+    counts = torch.stack(seen).tolist()
     return trainer, {
         "seconds": [mark - marks[0] for mark in marks[1:]],
-        "tokens": [sum(map(len, batch)) for batch in taken],
-        "useful": [sum(token not in special for row in batch for token in row) for batch in taken],
-        "slots": [len(batch) * max(map(len, batch)) for batch in taken],
+        **{name: [row[i] for row in counts] for i, name in enumerate(("tokens", "useful", "slots"))},
     }
 
 
@@ -143,7 +183,7 @@ def main() -> None:
     import torch
 
     from cloze.data.tokenizers import load_tokenizer
-    from cloze.training.products import quick_products
+    from cloze.training.precision import quick_products
 
     tokenizer = load_tokenizer(chosen.tokenizer)
     documents = list(texts(chosen.data, chosen.text_field, chosen.split_text))

@@ -11,7 +11,7 @@ Keys: `ratio_15`, `ratio_30` are ModernBERT to stock BERT at these rates, `same_
 `limit_share_15` is ModernBERT's share at 15% of what PyTorch's matrix products allow at their best: its speed
 times operations per token, over the rate of the fastest product (limits.py: large squares, or one of the
 model's); `limit_shares_15` has it also over the rate of all the model's own products, and over the products
-that cloze lets PyTorch use (training/products.py), which can be twice as fast. Limits count products only.
+that cloze lets PyTorch use (training/precision.py), which can be twice as fast. Limits count products only.
 """
 
 from __future__ import annotations

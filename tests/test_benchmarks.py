@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 
 from cloze.corruption.view import View
 from cloze.models.encoder import Encoder
+from cloze.models.visibility import Visibility
 from cloze.models.vocabulary_loss import vocabulary_loss
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -98,6 +99,79 @@ def test_products_are_the_operations_without_attention(benchmark: Any) -> None:
         listed = limits.products(**size, share=0.25, tokens=4096)
         linear = sum(6.0 * count * rows * a * b for count, rows, a, b in listed) / 4096
         assert linear == pytest.approx(limits.operations(**size, share=0.25, length=0))
+
+
+@pytest.mark.parametrize("reach", [None, 0, 3, 7, 100])
+def test_what_a_token_sees_is_what_the_mask_shows(reach: int | None, benchmark: Any) -> None:
+    """Packed samples and windows, against the mask of the attention."""
+    lengths = [1, 2, 7, 8, 9, 30]
+    segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
+    mask = Visibility(segments).mask(reach)
+    assert mask is not None
+    shown = mask.sum().item() / sum(lengths)
+    assert benchmark("limits").seen(lengths, [reach]) == pytest.approx(shown)
+    both = benchmark("limits").seen(lengths, [reach, None])
+    assert both == pytest.approx((shown + sum(n * n for n in lengths) / sum(lengths)) / 2)
+
+
+def test_batches_grow_until_memory_ends(benchmark: Any) -> None:
+    common = benchmark("common")
+    tried = []
+
+    def trial(rows: int, most: int = 32) -> dict[str, Any]:
+        def work() -> dict[str, Any]:
+            tried.append(rows)
+            if rows > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return {"tokens_per_second": common.spread([{8: 10.0, 16: 30.0, 32: 20.0}[rows]])}
+
+        return common.attempt(work)
+
+    best, found = common.grow([8, 16, 32, 64, 128], trial)
+    assert (best, found["tokens_per_second"]["median"]) == (16, 30.0)
+    assert tried == [8, 16, 32, 64]  # no more after the first that failed
+    assert common.grow([64, 8], trial) == (None, {"error": "out of memory"})
+    assert common.attempt(lambda: {}["rows"]) == {"error": "KeyError: 'rows'"}
+
+
+def test_the_summary_of_a_gpu(benchmark: Any) -> None:
+    gpu = benchmark("gpu")
+
+    def run(speed: float) -> dict[str, Any]:
+        return {"tokens_per_second": {"median": speed}}
+
+    result = {
+        "limits": {"default": {"at_best": 8e5, "at_shapes": 5e5}},  # GFLOP/s
+        "base": {
+            "facts": {
+                "30%": {"operations_per_token": 2e9, "text_share": 0.9},
+                "15%": {"operations_per_token": 1e9, "text_share": 0.9},
+            },
+            "runs": {
+                "30%, eager, 16 rows": run(1e5),
+                "30%, eager, 32 rows": {"error": "out of memory"},
+                "15%, compiled, 16 rows": run(2e5),
+                "15%, compiled, 32 rows": run(4e5),
+            },
+        },
+        "stock": {"arms": {"bert, lines": {"best": {"useful_tokens_per_second": {"median": 9e4}}},
+                           "bert, blocks": {"best": {"error": "out of memory"}}}},
+    }  # fmt: skip
+    found = gpu.summary(result)
+    assert found["utilisation"]["base, 30%, eager, 16 rows"]["at_best"] == pytest.approx(0.25)
+    assert found["utilisation"]["base, 15%, compiled, 32 rows"]["at_shapes"] == pytest.approx(0.8)
+    assert len(found["utilisation"]) == 3
+    assert found["ratios"] == {"to bert, lines": pytest.approx(4.0)}
+    assert gpu.best_rows(result) == 32
+
+
+def test_results_of_masking_keep_their_names(benchmark: Any) -> None:
+    masking = benchmark("masking")
+    assert masking.model_of(128, 4, "modernbert") == "128"
+    assert masking.model_of(768, 22, "bert") == "768x22-bert"
+    old = {"regime": "scarce", "rate": 0.3, "width": 128}
+    assert masking.cell_of(old) == ("scarce", 0.3, "128")
+    assert masking.cell_of(old | {"layers": 22, "width": 768}) == ("scarce", 0.3, "768x22")
 
 
 def test_blocks_hold_all_tokens_in_their_order(benchmark: Any) -> None:

@@ -160,7 +160,7 @@ MEANINGS = {
     "Training.phases": "row length and batch, one after the other",
     "Training.optimizer": "AdamW or Muon",
     "Training.schedule": "of the learning rate",
-    "Training.precision": "of forward passes; `auto` is bf16 on a GPU that has it, else fp32",
+    "Training.precision": "of forward passes; `auto` is bf16 on a GPU or CPU that multiplies it, else fp32",
     "Training.compile": "compile the method with torch.compile",
     "Training.gradient_checkpointing": "make activations again in the backward pass: less memory, more time",
     "Training.trackers": "besides metrics.jsonl; install the extra `trackers`",

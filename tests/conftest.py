@@ -26,6 +26,7 @@ TINY = (
     "model={kind: new, family: bert, layers: 1, width: 32, heads: 2, longest: 64}",
     "training.phases=[{share: 1.0, length: 64, rows: 8}]",
     "training.budget=6steps",
+    "training.precision=fp32",  # whatever this machine is good at
     "training.log_every=2",
     "training.checkpoint_every=3",
     "evaluation.tokens=2000",

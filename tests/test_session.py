@@ -26,6 +26,7 @@ from cloze.methods.mlm import Mlm
 from cloze.recipes.load import dump, load_recipe
 from cloze.run import resolve
 from cloze.session import Interrupted
+from cloze.training import precision
 from cloze.training.budget import Budget
 from cloze.training.loop import Trainer
 
@@ -266,6 +267,18 @@ def test_another_seed_is_another_run(trained: Run, train: Train, tmp_path: Path)
     assert metrics(other.folder) != metrics(trained.folder)
     with pytest.raises(AssertionError):
         assert_same_weights(trained.folder, other.folder)
+
+
+def test_a_resume_in_another_precision_says_so(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda _: False)
+    train(tmp_path / "run", "training.precision=auto", budget="3steps")
+    assert not caplog.records
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda _: True)
+    run = train(tmp_path / "run", "training.precision=auto", resume=True)
+    assert "precision: bf16 instead of fp32" in caplog.text
+    assert run.summary["environment"]["precision"] == "bf16"
 
 
 def test_two_interruptions(train: Train, tmp_path: Path, trained: Run) -> None:

@@ -20,12 +20,13 @@ from cloze.models.encoder import isolate
 from cloze.recipes.schema import Recipe
 from cloze.terminal import amount, duration
 from cloze.training.budget import Budget
-from cloze.training.loop import autocast
 from cloze.training.optimisers import build_optimizers
+from cloze.training.precision import autocast, quick_products
 
 _STEPS = 3
 
 
+@quick_products()
 def estimate(recipe: Recipe) -> dict[str, str]:
     """Size, memory, steps, tokens and hours of a run, as lines for a person.
 

@@ -39,7 +39,7 @@ from cloze.report.model_card import model_card
 from cloze.summary import summarise, unigram_loss
 from cloze.training.budget import Budget
 from cloze.training.loop import Diverged, StepResult, Trainer
-from cloze.training.products import quick_products
+from cloze.training.precision import quick_products, resolve
 from cloze.training.signals import stop_requests
 from cloze.training.state import Checkpoints, State, replace_folder, restore_tensors, tensors_of, write_json
 from cloze.training.tracking import Listener, Metrics
@@ -185,6 +185,7 @@ class Session:
         self.metrics = Metrics(
             self.folder / "metrics.jsonl", state.metrics_bytes, accelerator, self.listeners
         )
+        precision = resolve(settings.precision, accelerator.device)
         self._spend_budget(state)  # may measure steps, so before what is saved is put in place
         if tensors:
             if self._changes(state):  # what the first loss was under the new settings
@@ -193,13 +194,13 @@ class Session:
                 state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
             restore_tensors(tensors, parts.method, self.trainer.optimizers)
             parts.method.load_learned_state(state.learned)
-            if state.threads != torch.get_num_threads():
-                log.warning(
-                    "%d threads instead of %d: the last bits may differ",
-                    torch.get_num_threads(),
-                    state.threads,
-                )
-        state.threads = torch.get_num_threads()
+            for what, before, now in (
+                ("threads", state.threads, torch.get_num_threads()),
+                ("precision", state.precision or precision, precision),
+            ):
+                if before != now:
+                    log.warning("%s: %s instead of %s: the last bits may differ", what, now, before)
+        state.threads, state.precision = torch.get_num_threads(), precision
         state.recipe = recipe.model_dump(mode="json")
 
     def _compare_text(self, corpus: Corpus, state: State, force: bool) -> None:

@@ -11,6 +11,7 @@ from cloze.evaluation.heldout import unigram_losses
 from cloze.models.build import parameters
 from cloze.recipes.schema import Recipe
 from cloze.report.environment import environment
+from cloze.training.precision import resolve
 from cloze.training.state import State
 
 
@@ -70,5 +71,5 @@ def summarise(
             "fill": round(parts.loaders[-1].fill, 4),
             "passes": round(state.tokens / max(1, sum(r.used for r in rows)), 3),
         },
-        "environment": environment(device, recipe.training.precision),
+        "environment": environment(device, resolve(recipe.training.precision, device)),
     }

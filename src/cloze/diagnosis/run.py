@@ -14,7 +14,7 @@ from cloze.diagnosis.opening import open_subject
 from cloze.diagnosis.result import Diagnosis
 from cloze.errors import ClozeError
 from cloze.report.environment import environment
-from cloze.training.products import quick_products
+from cloze.training.precision import quick_products
 from cloze.training.state import write_json
 
 

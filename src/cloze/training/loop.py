@@ -11,7 +11,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from cloze.models.attention import kernels_of
 from cloze.models.encoder import sparse
 from cloze.random import Stream, integer
 from cloze.training.optimisers import build_optimizers
+from cloze.training.precision import autocast
 from cloze.training.settings import Phase, Training
 from cloze.training.shapes import Shapes
 from cloze.training.state import State
@@ -278,15 +279,3 @@ class Trainer:
 
 def _some(values: list[str], most: int = 8) -> str:
     return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
-
-
-def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    """The precision of forward passes: bf16 when asked for, or with `auto` on hardware that multiplies it."""
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    bf16 = precision == "bf16" or (precision == "auto" and fast)
-    if not bf16:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)

@@ -39,7 +39,7 @@ class State:
         heldout: the last held-out loss and accuracy, and the first.
         window: sums since the last line of metrics.jsonl, so that a resumed run writes the same next line.
         data: digests of the text and of the tokenizer's vocabulary.
-        threads: torch threads; another number gives other bits.
+        threads: torch threads; another number gives other bits. precision: of forward passes; likewise.
         seconds_per_step: measured by the calibration, where there was one.
     """
 
@@ -55,6 +55,7 @@ class State:
     window: dict[str, float] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     threads: int = 0
+    precision: str = ""
     seconds_per_step: float | None = None
 
 

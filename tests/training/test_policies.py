@@ -89,7 +89,7 @@ def test_accumulation_changes_neither_masks_nor_what_is_learnt(make: Make, maski
     assert len(one) >= 2
     for name in one:
         size = max(1.0, float(one[name].abs().max()))
-        assert float((one[name] - two[name]).abs().max()) <= 1e-6 * size, name
+        assert float((one[name] - two[name]).abs().max()) <= 3e-6 * size, name
 
 
 def test_learning_from_each_micro_batch_alone_would_be_seen(make: Make) -> None:

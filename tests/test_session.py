@@ -281,6 +281,23 @@ def test_a_resume_in_another_precision_says_so(
     assert run.summary["environment"]["precision"] == "bf16"
 
 
+@pytest.mark.parametrize(("masking", "steps", "said"), [
+    ("{kind: uniform, rate: 0.2}", 4000, "fully_explored, rate: 0.2, units: tokens}"),
+    ("{kind: words, rate: 0.2}", 4000, "fully_explored, rate: 0.2, units: words}"),
+    ("{kind: uniform, rate: 0.2}", 2, None),
+    ("{kind: uniform, rate: {start: 0.3, end: 0.1}}", 4000, None),
+    ("{kind: fully_explored, rate: 0.2}", 4000, None),
+])  # fmt: skip
+def test_text_that_comes_again_brings_a_hint(
+    masking: str, steps: int, said: str | None, train: Train, tmp_path: Path, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", f"masking={masking}", budget=f"{steps}steps", listeners=[Stop(0, "heldout")])
+    assert (f"masking={{kind: {said}" in caplog.text) == (said is not None)
+    assert ("the text comes" in caplog.text) == (said is not None)
+
+
 def test_two_interruptions(train: Train, tmp_path: Path, trained: Run) -> None:
     with pytest.raises(Interrupted):
         train(tmp_path / "run", listeners=[Stop(2)])

@@ -251,6 +251,21 @@ class Session:
                 "note", state.step, message=f"budget changed to {self.recipe.training.budget}"
             )
 
+    def _hint(self) -> None:
+        """Where text will come several times under independent masks: say what is better there."""
+        masking, phase = self.recipe.masking, self.recipe.training.phases[0]
+        units = {"uniform": "tokens", "words": "words", "spans": "spans"}.get(masking.kind)
+        rows = sum(len(rows) for rows in self.parts.loaders[0].sources)
+        visits = self.state.steps * phase.rows / max(1, rows)
+        if visits >= 2 and units and isinstance(masking.rate, float) and masking.rate <= 0.5:
+            log.info(
+                "the text comes %.2g times: --set 'masking={kind: fully_explored, rate: %g, units: %s}' "
+                "masks other parts each time (docs/benchmarks.md)",
+                visits,
+                masking.rate,
+                units,
+            )
+
     # -- training -------------------------------------------------------------------------------------
 
     def _train(self, asked: list[int]) -> None:
@@ -260,6 +275,7 @@ class Session:
             self.initial = first.losses
             state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
             self._save()
+            self._hint()
         evaluations = {
             round(i * state.steps / self.recipe.evaluation.times)
             for i in range(1, self.recipe.evaluation.times + 1)

@@ -34,13 +34,15 @@ CHAIN: dict[str, dict[str, str]] = {
         "masking": "{kind: uniform, rate: 0.15}",
         "training.optimizer": LIKE_STOCK,
         "training.schedule": "{kind: linear, warmup: 0.0}",
+        "training.precision": "fp32",
     },
     "rate": {"masking": "{kind: uniform, rate: 0.3}"},
     "muon": {"training.optimizer": "{kind: muon, learning_rate: 0.002, beta2: 0.98}"},
     "schedule": {"training.schedule": "{kind: wsd, warmup: 0.05, decay: 0.3}"},
     "modernbert": {"model.family": "modernbert"},
     "smaller_steps": {"training.phases": "[{share: 1.0, length: 128, rows: 16}]"},
-    "fast": {"training.optimizer": "{kind: muon, learning_rate: 0.004, beta2: 0.98}"},
+    "learning_rate": {"training.optimizer": "{kind: muon, learning_rate: 0.004, beta2: 0.98}"},
+    "bf16": {"training.precision": "bf16"},
 }
 
 
@@ -61,7 +63,6 @@ def shared(chosen: argparse.Namespace) -> list[str]:
         f"data.heldout={{path: {chosen.heldout}}}",
         f"model={{kind: new, layers: {chosen.layers}, width: {chosen.width}}}",
         f"evaluation.tokens={chosen.heldout_tokens}",
-        "training.precision=fp32",
     ]
 
 

@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20, help="of the stock path")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-4], help="of the stock path")
     parser.add_argument("--budgets", nargs="+", default=["2.5m", "5m"], help="of our runs, each a horizon")
-    parser.add_argument("--arms", nargs="+", choices=list(CHAIN), default=list(CHAIN))
+    parser.add_argument("--arms", nargs="*", choices=list(CHAIN), default=list(CHAIN))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--dropout", type=float, default=0.0, help="of the stock model; the library's is 0.1")
     parser.add_argument("--vocabulary", type=int, default=30_522)

@@ -80,8 +80,9 @@ def pretrain(
     """The command `cloze pretrain` in a process of its own.
 
     Returns: `points` (one for each line of the log; the seconds have the measurements of the gradient's
-    variance in them, not the evaluations at the start and at the end), `speeds` (tokens per second of
-    training alone, as logged), `summary` and `peak_gib`. The run is kept if `out` says where.
+    variance in them, if the run is long enough for any, not the evaluations at the start and at the end),
+    `speeds` (tokens per second of training alone, as logged), `summary` and `peak_gib`. The run is kept if
+    `out` says where.
     """
     with tempfile.TemporaryDirectory() as folder:
         target = out or Path(folder) / "run"
@@ -185,12 +186,17 @@ def where(device: str = "cpu", precision: str = "fp32") -> dict[str, Any]:
     return found | {"commit": commit or None, "date": time.strftime("%Y-%m-%d")}
 
 
-def write_json(path: Path | None, content: dict[str, Any], device: str = "cpu") -> None:
-    """Write a result with `where` it was made, all or nothing; None: nowhere."""
+def write_json(
+    path: Path | None, content: dict[str, Any], device: str = "cpu", precision: str | None = None
+) -> None:
+    """Write a result with `where` it was made, all or nothing; None: nowhere.
+
+    `precision`: None is fp32 on a CPU, bf16 elsewhere.
+    """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = where(device, "fp32" if device == "cpu" else "bf16")
+    made = where(device, precision or ("fp32" if device == "cpu" else "bf16"))
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content | {"made": made}, indent=1) + "\n", "utf-8")
     temporary.replace(path)

@@ -9,8 +9,10 @@ enough of it, in rows of 128; each arm in a process of its own, in turn:
                    `preprocess_logits_for_metrics` that takes the arg-max of each batch
   stock, loss      no metrics: the loss alone, nothing kept
   stock, metrics   `compute_metrics` alone, the plainest way to an accuracy: the logits of all tokens are kept
-  loss only        the same with `prediction_loss_only=True`, which users must know to set
-The last but one is run at --sizes under a limit of address space, and its memory per token is the slope.
+  loss only        the same with `prediction_loss_only=True`, which users must know to set; also with all
+                   that cloze sets for a process
+All take as many rows at a time as ours. `stock, metrics` is run at --sizes under a limit of address space,
+and its memory per token is the slope.
 Seconds are those of the evaluation; memory is the peak of the process and its growth during it.
 """
 
@@ -42,8 +44,8 @@ from common import (
     write_texts,
 )
 
-WAYS = ("ours", "stock, example", "stock, loss", "loss only")
-LENGTH = 128
+WAYS = ("ours", "stock, example", "stock, loss", "loss only", "loss only, our settings")
+LENGTH, FORWARD_TOKENS = 128, 8192
 
 
 def ours(folder: Path, tokens: int) -> tuple[Callable[[], float], int]:
@@ -91,7 +93,8 @@ def stock(folder: Path, tokens: int, way: str) -> tuple[Callable[[], float], int
         output_dir=str(folder / "trainer"),
         report_to=[],
         use_cpu=True,
-        prediction_loss_only=way == "loss only",
+        per_device_eval_batch_size=FORWARD_TOKENS // LENGTH,
+        prediction_loss_only=way.startswith("loss only"),
     )
     trainer = Trainer(
         AutoModelForMaskedLM.from_pretrained(folder / "model"),
@@ -102,6 +105,11 @@ def stock(folder: Path, tokens: int, way: str) -> tuple[Callable[[], float], int
         preprocess_logits_for_metrics=(lambda x, _: x.argmax(-1)) if way == "stock, example" else None,
     )
     return lambda: trainer.evaluate()["eval_loss"], len(rows) * LENGTH
+
+
+def set_as_ours(way: str) -> bool:
+    """Whether the process of an arm is set up as cloze does it."""
+    return way == "ours" or way.endswith("our settings")
 
 
 def _peak() -> float:
@@ -118,7 +126,7 @@ def one(way: str, folder: Path, tokens: int, limit_gib: float, file: Path) -> No
 
     evaluate, slots = ours(folder, tokens) if way == "ours" else stock(folder, tokens, way)
     before, begin = _peak(), time.perf_counter()
-    with quick_products() if way == "ours" else nullcontext():
+    with quick_products() if set_as_ours(way) else nullcontext():
         loss = evaluate()
     seconds, peak = time.perf_counter() - begin, _peak()
     found = {"seconds": seconds, "loss": loss, "tokens": slots, "peak_gib": peak, "grown_gib": peak - before}
@@ -130,7 +138,7 @@ def start(way: str, folder: Path, tokens: int, limit_gib: float) -> dict[str, An
     file = folder / "result.json"
     file.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--one", way, folder, tokens, limit_gib, file]
-    done = run(command, SETTINGS if way == "ours" else None, check=not limit_gib)
+    done = run(command, SETTINGS if set_as_ours(way) else None, check=not limit_gib)
     if done.code:
         last = [line for line in done.errors.splitlines() if "Error" in line] or ["killed"]
         return {"died": True, "tokens": tokens, "peak_gib": done.peak_gib, "error": last[-1][:120]}

@@ -4,25 +4,28 @@
 
 Runs `cloze pretrain` (own process, logging and all) and a bare loop over one fixed batch in turn, A B A B,
 and prints the median ratio of their tokens per second, and the peak memory of the whole process.
-Evaluations and checkpoints are not part of either.
+Evaluations and checkpoints are not part of either. Both are in float32, with what the command sets for its
+process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from common import pretrain, write_json
+from common import SETTINGS, pretrain, write_json
 
 
 def bare_loop(recipe: str, data: str, steps: int, sets: list[str]) -> float:
     """Tokens per second of forward, backward and optimiser step on one batch (median step)."""
     code = f"""
 import json, time, statistics, torch
+from cloze.training.precision import quick_products
 from cloze.run import resolve
 from cloze.data.corpus import open_corpus
 from cloze.methods.build import build_method, vocabulary_of
@@ -41,16 +44,20 @@ work = method.prepare(loader.batch(0, phase.rows), 0.0)
 mass = method.weights(work)["mlm"]
 optimizers = build_optimizers(method, recipe.training.optimizer)
 times = []
-for _ in range({steps}):
-    start = time.perf_counter()
-    (method(work).sums["mlm"] / mass).backward()
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    times.append(time.perf_counter() - start)
+with quick_products():
+    for _ in range({steps}):
+        start = time.perf_counter()
+        (method(work).sums["mlm"] / mass).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        times.append(time.perf_counter() - start)
 print(int((work.batch.segments >= 0).sum()) / statistics.median(times[5:]))
 """
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    environment = os.environ | SETTINGS
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
     return float(result.stdout.split()[-1])
 
 
@@ -65,7 +72,7 @@ def main() -> None:
     parser.add_argument("--store", default="", help="folder for the tokenised text; default: cloze's cache")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    sets = [f"data.store={arguments.store}"] if arguments.store else []
+    sets = ["training.precision=fp32", *([f"data.store={arguments.store}"] if arguments.store else [])]
     pairs, memory = [], []
     for repeat in range(arguments.repeats):
         run = pretrain(arguments.recipe, arguments.data, f"{arguments.steps}steps", sets)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import write_json
 from datasets import Dataset
 from scipy.stats import t as student
 
@@ -62,24 +63,39 @@ def scarce_text(files: str, words: int) -> Dataset:
     return Dataset.from_list(found)
 
 
-def train(arm: str, seed: int, file: Path, arguments: argparse.Namespace) -> None:
-    """One run; its summary and held-out curve go to `file`."""
-    torch.set_num_threads(arguments.threads)
-    scarce = arguments.regime == "scarce"
-    data: Any = scarce_text(arguments.data, 200_000) if scarce else arguments.data
-    settings = [
+def settings_of(arm: str, seed: int, arguments: argparse.Namespace) -> list[str]:
+    """The overrides of a run, without where its text lies."""
+    return [
         f"masking={ARMS[arm].replace('RATE', str(arguments.rate))}",
         f"masking.rate={arguments.rate}",
         f"model={{kind: new, family: {arguments.family}}}",
         f"model.layers={arguments.layers}",
         f"model.width={arguments.width}",
-        f"data.heldout={{path: {arguments.heldout}}}",
         f"evaluation={{times: 8, tokens: {arguments.heldout_tokens}}}",
         f"seed={seed}",
         *arguments.set,
     ]
+
+
+def done_before(file: Path, arm: str, seed: int, arguments: argparse.Namespace) -> bool:
+    """Whether a run is there already; leaves if it was made otherwise."""
+    if not file.exists():
+        return False
+    found = json.loads(file.read_text("utf-8"))
+    if found["budget"] != arguments.budget or found["settings"] != settings_of(arm, seed, arguments):
+        raise SystemExit(f"{file} was made with other settings: use another --out folder")
+    return True
+
+
+def train(arm: str, seed: int, file: Path, arguments: argparse.Namespace) -> None:
+    """One run; its summary and held-out curve go to `file`."""
+    torch.set_num_threads(arguments.threads)
+    scarce = arguments.regime == "scarce"
+    data: Any = scarce_text(arguments.data, 200_000) if scarce else arguments.data
+    settings = settings_of(arm, seed, arguments)
+    overrides = [f"data.heldout={{path: {arguments.heldout}}}", *settings]
     with tempfile.TemporaryDirectory() as folder:
-        run = cloze.pretrain("demo", data, Path(folder) / "run", arguments.budget, overrides=settings)
+        run = cloze.pretrain("demo", data, Path(folder) / "run", arguments.budget, overrides=overrides)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     curve = [{k: r[k] for k in ("step", "tokens", "loss")} for r in records if r["kind"] == "heldout"]
@@ -88,15 +104,14 @@ def train(arm: str, seed: int, file: Path, arguments: argparse.Namespace) -> Non
         {k: r[k] for k in ("step", *r) if k.startswith(("step", "proposal_", "effective"))} for r in steps
     ]
     notes = [r["message"] for r in records if r["kind"] == "note"]
-    # Where the text lies is no part of the result.
-    kept = [s for s in settings if not s.startswith("data.")]
     summary = {k: v for k, v in run.summary.items() if k not in ("recipe", "folder")}
     if "data" in summary:
         summary["data"] = {k: v for k, v in summary["data"].items() if k != "sources"}
     content = {"arm": arm, "seed": seed, "regime": arguments.regime, "rate": arguments.rate,
                "width": arguments.width, "layers": arguments.layers, "family": arguments.family,
-               "settings": kept, "curve": curve, "policy": policy, "notes": notes}  # fmt: skip
-    file.write_text(json.dumps(content | {"summary": summary}, indent=1) + "\n")
+               "budget": arguments.budget, "settings": settings, "curve": curve, "policy": policy,
+               "notes": notes}  # fmt: skip
+    write_json(file, content | {"summary": summary}, precision=summary["environment"]["precision"])
 
 
 def interval(differences: list[float], level: float) -> float:
@@ -183,7 +198,11 @@ def main() -> None:
         ]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
-            left = {pool.submit(train, *w, arguments): w for w in wanted if not w[2].exists()}
+            left = {
+                pool.submit(train, *w, arguments): w
+                for w in wanted
+                if not done_before(w[2], w[0], w[1], arguments)
+            }
             for done in as_completed(left):
                 done.result()
                 arm, seed, file = left[done]

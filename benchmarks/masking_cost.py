@@ -38,6 +38,7 @@ ARMS = {
     "mapnet": {"power": 1.0},
     "mapnet, half predicted": {"power": 1.0, "predict": 0.5},
     "stratified": {},
+    "stratified, by score": {"order": "score"},
 }
 
 

@@ -4,8 +4,9 @@
 
 Useful is what is neither padding nor a special token. `stock, padded`: a text a row, cut off at --length,
 padded to the longest of its batch; `stock, grouped`: texts joined and chopped, so that unrelated ones see
-each other; `ours`: `cloze pretrain`, packed, kept apart. Model, tokenizer, AdamW and the 15% are the same
-(BERT 4 layers x 256, and ModernBERT). Without --data, the paragraphs of the embedded books.
+each other, also with all that cloze sets for a process; `ours`: `cloze pretrain`, packed, kept apart. Model,
+tokenizer, AdamW and the 15% are the same (BERT 4 layers x 256, and ModernBERT). Without --data, the
+paragraphs of the embedded books.
 A padded batch holds fewer tokens than a full one, so its steps are shorter, and more are needed.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common import (
+    SETTINGS,
     alternate,
     first,
     make_tokenizer,
@@ -34,7 +36,7 @@ from common import (
     write_texts,
 )
 
-STOCK = {"stock, padded": "lines", "stock, grouped": "blocks"}
+STOCK = {"stock, padded": "lines", "stock, grouped": "blocks", "stock, grouped, our settings": "blocks"}
 OURS = {"ours, BERT": "bert", "ours, ModernBERT": "modernbert"}
 
 
@@ -67,12 +69,13 @@ def ours(family: str, data: Path, tokenizer: Path, chosen: argparse.Namespace) -
     return {"useful_points": points, "useful_share": points[-1][2] / slots, "peak_gib": run["peak_gib"]}
 
 
-def stock(grouping: str, data: Path, tokenizer: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+def stock(name: str, data: Path, tokenizer: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     """A run of a stock arm."""
-    command = ["--data", data, "--tokenizer", tokenizer, "--grouping", grouping, "--steps", chosen.steps]
+    command = ["--data", data, "--tokenizer", tokenizer, "--grouping", STOCK[name], "--steps", chosen.steps]
+    command += ["--quick-products"] if name.endswith("our settings") else []
     for field in ("length", "rows", "layers", "width"):
         command += [f"--{field}", getattr(chosen, field)]
-    return script("stock.py", *command)
+    return script("stock.py", *command, extra=SETTINGS if name.endswith("our settings") else None)
 
 
 def lengths(documents: Sequence[str], tokenizer: Path, longest: int) -> dict[str, float]:
@@ -117,7 +120,7 @@ def main() -> None:
             f"{len(documents):,} texts, tokens {sizes['quartile_1']:.0f}, {sizes['median']:.0f}, "
             f"{sizes['quartile_3']:.0f} (quartiles), {sizes['lost_by_truncation']:.1%} lost by truncation"
         )
-        arms = {name: partial(stock, way, data, tokenizer, chosen) for name, way in STOCK.items()}
+        arms = {name: partial(stock, name, data, tokenizer, chosen) for name in STOCK}
         arms |= {name: partial(ours, family, data, tokenizer, chosen) for name, family in OURS.items()}
         runs = alternate(arms, chosen.repeats, lambda r: f"{whole_speed(r['useful_points']):>9,.0f} tokens/s")
     speeds = {name: [whole_speed(r["useful_points"]) for r in results] for name, results in runs.items()}
@@ -130,7 +133,7 @@ def main() -> None:
     for mine in OURS:
         for theirs in STOCK:
             ratio = result["ratios"][f"{mine} / {theirs}"] = paired(speeds[mine], speeds[theirs])
-            print(f"{mine + ' / ' + theirs:<40}{words(ratio, '.2f')}")
+            print(f"{mine + ' / ' + theirs:<50}{words(ratio, '.2f')}")
     settings = {k: v for k, v in vars(chosen).items() if k not in ("json", "data")}
     name = Path(chosen.data).name if chosen.data else "paragraphs of cloze:books"
     write_json(chosen.json, result | {"settings": settings | {"data": name}})

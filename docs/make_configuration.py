@@ -140,7 +140,7 @@ MEANINGS = {
     "TrainTokenizer.algorithm": "byte-level BPE, BERT's WordPiece, or single characters",
     "TrainTokenizer.lowercase": "lower-case the text",
     "LoadTokenizer.path": "folder or hub id; `null`: the model's folder",
-    "LoadTokenizer.add_mask_token": "add `[MASK]` to a tokenizer that has no mask token",
+    "LoadTokenizer.add_mask_token": "add `[MASK]` and `[PAD]` to a tokenizer that lacks them",
     "MapNet.learning_rate": "of the small network, by an Adam of its own",
     "NewModel.family": "architecture",
     "NewModel.size": "layers × width: "

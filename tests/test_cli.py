@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from transformers import MPNetConfig, MPNetForMaskedLM
 
 from cloze import Run
 from cloze.recipes.load import load_recipe, recipe_text, shipped
@@ -149,6 +150,9 @@ def test_prepare_and_pretrain_from_the_store(cloze: Cloze, corpus: Path, sets: l
     summary = json.loads(Path("runs/mlm/summary.json").read_text("utf-8"))
     assert summary["data"]["sources"] == ["store"]
     assert summary["data"]["documents"] == 1279
+    larger = ["--set", "tokenizer.vocabulary=4096"]  # the store's own tokenizer counts
+    dry = cloze("pretrain", "mlm", "--data", "store", "--dry-run", *sets, *larger)
+    assert f", {amount(summary['parameters'])} parameters" in dry.out
 
 
 def test_a_dry_run_writes_nothing(cloze: Cloze, corpus: Path, sets: list[str], tmp_path: Path) -> None:
@@ -173,6 +177,14 @@ def test_a_dry_run_of_rows_longer_than_the_model_takes(cloze: Cloze, sets: list[
     long = ["--set", "training.phases=[{share: 1.0, length: 200, rows: 2}]"]
     assert cloze("pretrain", "mlm", "--dry-run", *sets, *long).code == 0
     assert cloze("pretrain", "adapt", "--model", trained.folder / "model", "--dry-run", *long).code == 0
+    config = MPNetConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=66,
+    )  # fmt: skip
+    MPNetForMaskedLM(config).save_pretrained("mpnet")  # keeps no samples apart
+    trained.tokenizer.save_pretrained("mpnet")
+    result = cloze("pretrain", "adapt", "--model", "mpnet", "--dry-run", *long)
+    assert result.code == 0, result.err
 
 
 def test_a_finished_run_is_shown_again(cloze: Cloze, trained: Run, corpus: Path, sets: list[str]) -> None:

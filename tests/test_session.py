@@ -552,14 +552,36 @@ def test_changed_text_is_noticed(train: Train, corpus: Path, tmp_path: Path) -> 
     assert run.summary["steps"] == 9
 
 
+def test_a_resume_that_fails_leaves_the_recipe(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", listeners=[Stop(2)])
+    before = (tmp_path / "run" / "recipe.yaml").read_text("utf-8")
+    with pytest.raises(ClozeError, match="no such file"):
+        train(tmp_path / "run", data=tmp_path / "gone.txt", resume=True, force=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_text("utf-8") == before
+
+
+def test_force_goes_on_with_a_policy_that_learns(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", listeners=[Stop(2)])
+    run = train(tmp_path / "run", "masking={kind: mapnet, rate: 0.3}", resume=True, force=True)
+    assert run.summary["steps"] == 6
+    assert "mapnet" in (run.folder / "recipe.yaml").read_text("utf-8")
+
+
 # -- what is trained on -----------------------------------------------------------------------------------
 
 
-def test_held_out_text_of_its_own(train: Train, corpus: Path, tmp_path: Path) -> None:
+def test_held_out_text_of_its_own(
+    train: Train, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     held = tmp_path / "held.txt"
     held.write_text("\n\n".join(corpus.read_text("utf-8").split("\n\n")[:100]), encoding="utf-8")
     run = train(tmp_path / "run", f"data.heldout.path={held}")
+    assert "100% of the held-out text" in caplog.text  # which is in the training text, too
+    caplog.clear()
     usual = train(tmp_path / "usual")
+    assert "of the held-out text" not in caplog.text
     data, usual_data = run.summary["data"], usual.summary["data"]
     assert (
         data["tokens_train"] > usual_data["tokens_train"] + 5000
@@ -567,7 +589,7 @@ def test_held_out_text_of_its_own(train: Train, corpus: Path, tmp_path: Path) ->
     assert data["tokens_heldout"] == pytest.approx(held.stat().st_size / 2.3, rel=0.3)
 
 
-def test_weighted_sources(train: Train, corpus: Path, tmp_path: Path) -> None:
+def test_weighted_sources(train: Train, corpus: Path, trained: Run, tmp_path: Path) -> None:
     text = corpus.read_text("utf-8").split("\n\n")
     (tmp_path / "news.txt").write_text("\n\n".join(text[:600]), encoding="utf-8")
     with (tmp_path / "wiki.jsonl").open("w", encoding="utf-8") as file:
@@ -577,6 +599,7 @@ def test_weighted_sources(train: Train, corpus: Path, tmp_path: Path) -> None:
     )
     assert run.summary["data"]["sources"] == [str(tmp_path / "news.txt"), str(tmp_path / "wiki.jsonl")]
     assert run.summary["data"]["documents"] == len(text)
+    assert run.summary["unigram_loss"] == pytest.approx(trained.summary["unigram_loss"], abs=0.1)
     recipe = load_recipe(str(run.folder / "recipe.yaml"))
     assert [(s.name, s.weight) for s in recipe.data.sources] == [("news", 0.9), ("wiki", 0.1)]
     again = cloze.pretrain(recipe, out=tmp_path / "again")

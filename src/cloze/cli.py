@@ -160,6 +160,9 @@ def prepare(
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id; default: one is trained.")] = None,
     vocabulary: Annotated[int, typer.Option(help="Size of a trained tokenizer.")] = 16384,
     algorithm: Annotated[str, typer.Option(help="bpe, wordpiece or characters.")] = "bpe",
+    add_mask_token: Annotated[
+        bool, typer.Option("--add-mask-token", help="Add [MASK] to a tokenizer that has none.")
+    ] = False,
     text_field: TextField = None,
     split_text: Split = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
@@ -175,6 +178,7 @@ def prepare(
             tokenizer=tokenizer,
             vocabulary=vocabulary,
             algorithm=algorithm,
+            add_mask_token=add_mask_token,
             text_field=text_field,
             split_text=split_text or "paragraphs",
             workers=workers,
@@ -309,7 +313,7 @@ def main() -> None:
     # Threads that spin for long starve each other as soon as anything else runs (benchmarks/threads.py).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Large pages: taking fresh memory by 4 KiB is a tenth of a step in fp32, a quarter in bf16.
+    # Large pages: taking fresh memory by 4 KiB is a quarter of a step in bf16.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if not debug:
         warnings.filterwarnings("ignore")

@@ -11,17 +11,19 @@ from transformers import PreTrainedTokenizerFast
 
 from cloze.corruption.replace import Vocabulary
 from cloze.data.batch import Batch
-from cloze.data.corpus import LoadTokenizer, TrainTokenizer, source_tokens
+from cloze.data.corpus import LoadTokenizer, finished_store, source_tokens
 from cloze.data.tokenizers import load_tokenizer
+from cloze.errors import ClozeError
 from cloze.masking.rate import mean_rate
-from cloze.methods.build import build_method
+from cloze.methods.build import build_method, vocabulary_of
 from cloze.models.build import PretrainedModelChoice, build_model, parameters
 from cloze.models.encoder import isolate
 from cloze.recipes.schema import Recipe
 from cloze.terminal import amount, duration
 from cloze.training.budget import Budget
-from cloze.training.optimisers import build_optimizers
-from cloze.training.precision import autocast, quick_products
+from cloze.training.loop import Trainer
+from cloze.training.precision import quick_products
+from cloze.training.state import State
 
 _STEPS = 3
 
@@ -35,49 +37,46 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     """
     tokenizer = _tokenizer(recipe)
     model = build_model(recipe.model, tokenizer, recipe.seed)
-    vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, torch.arange(5, len(tokenizer)))
+    vocabulary = vocabulary_of(tokenizer)
     accelerator = Accelerator(cpu=torch.backends.mps.is_available())
     encoder = isolate(model)
     counts = torch.ones(encoder.vocabulary.weight.shape[0])
     method = build_method(
         recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, counts, recipe.seed
     ).to(accelerator.device)
-    optimizers = build_optimizers(method, recipe.training.optimizer)
     phases = recipe.training.phases
+    # Rows as the run has them: of one sample each where the model cannot keep several apart.
     longest = encoder.longest()
-    cast = autocast(accelerator.device, recipe.training.precision)
-    size = parameters(method)
-
+    lengths = [phase.length if encoder.isolates else min(phase.length, longest) for phase in phases]
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     method.train()
+    settings = recipe.training.model_copy(update={"compile": False})
+    trainer = Trainer(method, [], settings, State(steps=1), recipe.seed, accelerator)
 
-    def now() -> float:
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    seconds = 0.0
-    for phase in phases:
-        micro = recipe.training.micro_tokens or phase.length * phase.rows
-        rows = min(phase.rows, max(1, micro // phase.length))
+    def step(rows: int, length: int, micro: int) -> float:
+        """Seconds of a step of so many micro-batches: the middle one of a few."""
         times = []
         for _ in range(_STEPS):
-            start = now()
-            batch = _random_batch(rows, phase.length, vocabulary.size, longest)
-            work = method.prepare(batch.to(accelerator.device), 0.5)
-            with cast():
-                outcome = method(work)
-            weights = method.weights(work)
-            sum(value / weights[term] for term, value in outcome.sums.items()).backward()
-            between = now()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            times.append((between - start) * -(-phase.rows // rows) + now() - between)
-        seconds += phase.share * sorted(times)[_STEPS // 2]
+            batches = [_random_batch(rows, length, vocabulary, longest) for _ in range(micro)]
+            trainer.state.step = 0
+            start = time.perf_counter()
+            trainer.step(batches)  # ends with numbers on the CPU, so a GPU is done as well
+            times.append(time.perf_counter() - start)
+        return sorted(times)[_STEPS // 2]
 
-    per_step = sum(p.share * p.rows * p.length for p in phases)
+    seconds = 0.0
+    for phase, length in zip(phases, lengths, strict=True):
+        mine = phase.rows // method.copies
+        most = recipe.training.micro_tokens
+        rows = mine if most is None else min(mine, max(1, most // (length * method.copies)))
+        micro = -(-mine // rows)
+        one = step(rows, length, 1)
+        each = max(0.0, step(rows, length, 2) - one) if micro > 1 else 0.0
+        seconds += phase.share * (one + (micro - 1) * each)
+
+    size = parameters(method)
+    per_step = sum(p.share * p.rows * length for p, length in zip(phases, lengths, strict=True))
     budget = Budget.parse(recipe.training.budget)
     steps = budget.steps(per_step, seconds)
     tokens = steps * per_step
@@ -105,11 +104,18 @@ def estimate(recipe: Recipe) -> dict[str, str]:
 
 
 def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """The tokenizer that the run would have, or one of its size."""
     choice = recipe.tokenizer
+    own = recipe.model.path if isinstance(recipe.model, PretrainedModelChoice) else None
+    if isinstance(choice, LoadTokenizer) and (choice.path or own):
+        return load_tokenizer(choice.path or str(own), choice.add_mask_token)
+    stores = [folder for s in recipe.data.sources if (folder := finished_store(s)) is not None]
+    if stores:
+        return load_tokenizer(stores[0] / "tokenizer")
     if isinstance(choice, LoadTokenizer):
-        model = recipe.model.path if isinstance(recipe.model, PretrainedModelChoice) else ""
-        return load_tokenizer(choice.path or model, choice.add_mask_token)
-    assert isinstance(choice, TrainTokenizer)
+        raise ClozeError(
+            "tokenizer.path is missing: give a tokenizer folder or hub id, or tokenizer.kind=train"
+        )
     return _stand_in(choice.vocabulary)
 
 
@@ -127,12 +133,13 @@ def _stand_in(size: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _random_batch(rows: int, length: int, vocabulary: int, longest: int) -> Batch:
+def _random_batch(rows: int, length: int, vocabulary: Vocabulary, longest: int) -> Batch:
     column = torch.arange(length)
     place = (column % longest).expand(rows, length).clone()
     pieces = -(-length // longest)  # samples in a row
     sample = torch.arange(rows)[:, None] * pieces + column // longest
     keys = torch.arange(rows * pieces)
-    ids = torch.randint(5, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    ids = vocabulary.ordinary[torch.randint(vocabulary.ordinary.numel(), (rows, length), generator=generator)]
     everywhere = torch.ones((rows, length), dtype=torch.bool)
     return Batch(ids, sample, place, place, everywhere, keys, torch.zeros_like(keys), dense=pieces == 1)

@@ -9,12 +9,10 @@ summary.json, samples.json, report.html
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from dataclasses import replace
-from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -27,38 +25,25 @@ from torch import Tensor
 from transformers.utils import logging as hf_logging
 
 from cloze.assembly import assemble, open_text
-from cloze.data.corpus import Corpus, Progress
-from cloze.data.tokenizers import identity
+from cloze.data.corpus import Progress
 from cloze.diagnosis import online
 from cloze.errors import ClozeError
 from cloze.evaluation.heldout import HeldOutResult
 from cloze.evaluation.samples import samples
-from cloze.recipes.load import difference, dump
+from cloze.masking.fully_explored import FullyExplored
+from cloze.recipes.load import dump
 from cloze.recipes.schema import Recipe
 from cloze.report.model_card import model_card
+from cloze.run_folder import RunFolder
 from cloze.summary import summarise, unigram_loss
 from cloze.training.budget import Budget
 from cloze.training.loop import Diverged, StepResult, Trainer
 from cloze.training.precision import quick_products, resolve
 from cloze.training.signals import stop_requests
-from cloze.training.state import Checkpoints, State, replace_folder, restore_tensors, tensors_of, write_json
+from cloze.training.state import State, replace_folder, restore_tensors, tensors_of, write_json
 from cloze.training.tracking import Listener, Metrics
 
 log = logging.getLogger("cloze")
-
-# Fields that may change on a resume: they do not change what is computed.
-_FREE = (
-    "about",
-    "data.store",
-    "training.budget",
-    "training.workers",
-    "training.log_every",
-    "training.checkpoint_every",
-    "training.keep",
-    "training.trackers",
-    "evaluation.times",
-    "evaluation.variance",
-)
 
 
 class Interrupted(Exception):
@@ -87,14 +72,14 @@ class Session:
     ):
         self.recipe, self.objects, self.folder = recipe, objects, folder
         self.listeners, self.progress = listeners, progress
-        self.checkpoints = Checkpoints(folder / "checkpoints", recipe.training.keep)
+        self.place = RunFolder(folder, recipe)
+        self.checkpoints = self.place.checkpoints
 
     def run(self, resume: bool, force: bool) -> dict[str, Any]:
         """Train until the budget is spent; the content of summary.json."""
-        saved = self._open_folder(resume, force)
-        state, tensors = saved if saved is not None else (State(), {})
-        if self._is_finished(state):
-            return self._summary_on_disk()
+        state, tensors = self.place.open(resume, force)
+        if self.place.is_finished(state):
+            return self.place.summary()
         try:
             with quick_products():
                 self._build(state, tensors, force)
@@ -109,57 +94,6 @@ class Session:
             raise ClozeError(f"{where}: {getattr(error, 'strerror', None) or error}{begun}") from error
 
     # -- before the first step ------------------------------------------------------------------------
-
-    def _open_folder(self, resume: bool, force: bool) -> tuple[State, dict[str, Tensor]] | None:
-        """The state to go on from; None: start."""
-        folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise ClozeError(f"{folder} is a file: choose another --out folder")
-        used = folder.is_dir() and any(folder.iterdir())
-        if used and not (folder / "recipe.yaml").is_file():
-            raise ClozeError(f"{folder} is not empty and holds no run of cloze: choose another --out folder")
-        begun = any((folder / name).exists() for name in ("checkpoints", "model", "summary.json"))
-        if begun and not resume:  # a recipe alone is left by a start that failed
-            raise ClozeError(
-                f"{folder} holds a run already: use --resume to go on with it, or another --out folder"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            saved = self.checkpoints.load(log.warning)
-            if saved is not None:
-                self._compare(saved[0], force)
-            temporary = folder / ".recipe.yaml.tmp"
-            temporary.write_text(dump(self.recipe), encoding="utf-8")
-            temporary.replace(folder / "recipe.yaml")
-        except OSError as error:
-            raise ClozeError(f"{folder}: cannot be written ({error.strerror or error})") from error
-        return saved
-
-    def _changes(self, state: State) -> list[str]:
-        """What makes this another run than the saved one."""
-        lines = difference(state.recipe, self.recipe.model_dump(mode="json")) if state.recipe else []
-        return [line for line in lines if not line.startswith(_FREE)]
-
-    def _compare(self, state: State, force: bool) -> None:
-        changed = self._changes(state)
-        if changed and not force:
-            raise ClozeError(
-                f"{self.folder} was made by another recipe ({'; '.join(changed)}): use --force to go on with "
-                "the new one, or another --out folder"
-            )
-
-    def _is_finished(self, state: State) -> bool:
-        if not state.steps or state.step < state.steps or not (self.folder / "report.html").is_file():
-            return False
-        if self._changes(state) or self._summary_on_disk().get("status") != "finished":
-            return False
-        return state.recipe["training"]["budget"] == self.recipe.training.budget
-
-    def _summary_on_disk(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
 
     def _build(self, state: State, tensors: dict[str, Tensor], force: bool) -> None:
         recipe, settings = self.recipe, self.recipe.training
@@ -177,7 +111,7 @@ class Session:
         if settings.trackers:
             accelerator.init_trackers("cloze", config={"recipe": dump(recipe)})
         corpus = open_text(recipe, self.objects, self.progress)
-        self._compare_text(corpus, state, force)
+        self.place.compare_text(corpus, state, force)
         parts = self.parts = assemble(recipe, corpus, accelerator.device)
         self.unigram = unigram_loss(parts)
         self.trainer = Trainer(parts.method, parts.loaders, settings, state, recipe.seed, accelerator)
@@ -188,7 +122,7 @@ class Session:
         precision = resolve(settings.precision, accelerator.device)
         self._spend_budget(state)  # may measure steps, so before what is saved is put in place
         if tensors:
-            if self._changes(state):  # what the first loss was under the new settings
+            if self.place.changes(state):  # what the first loss was under the new settings
                 first = self._measure()
                 self.initial = first.losses
                 state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
@@ -200,27 +134,9 @@ class Session:
             ):
                 if before != now:
                     log.warning("%s: %s instead of %s: the last bits may differ", what, now, before)
+            self.place.write_recipe()
         state.threads, state.precision = torch.get_num_threads(), precision
         state.recipe = recipe.model_dump(mode="json")
-
-    def _compare_text(self, corpus: Corpus, state: State, force: bool) -> None:
-        """Refuse to go on with another text unless forced, and with another tokenizer at all."""
-        stores = [store.fingerprint for store in (*corpus.stores, *corpus.held_out)]
-        found = {
-            "tokenizer": _digest(identity(corpus.tokenizer)),
-            "text": _digest([stores, corpus.limits]),
-        }
-        if state.data.get("tokenizer", found["tokenizer"]) != found["tokenizer"]:
-            raise ClozeError(
-                f"{self.folder}: its text has changed and gives another tokenizer: use another --out folder, "
-                f"or keep the old one: --force --set tokenizer={{kind: load, path: {self.folder / 'model'}}}"
-            )
-        if state.data.get("text", found["text"]) != found["text"] and not force:
-            raise ClozeError(
-                f"{self.folder}: the text has changed since this run began: use --force to go on with it, "
-                "or another --out folder"
-            )
-        state.data = found
 
     def _spend_budget(self, state: State) -> None:
         """Turn the budget into a number of steps, once; it is kept in the state."""
@@ -229,7 +145,7 @@ class Session:
         phases = self.recipe.training.phases
         budget = Budget.parse(self.recipe.training.budget)
         tokens = sum(
-            phase.share * phase.rows * phase.length * loader.fill
+            phase.share * phase.rows * loader.layout.length * loader.fill
             for phase, loader in zip(phases, self.parts.loaders, strict=True)
         )
         before = state.step, state.seconds
@@ -257,12 +173,15 @@ class Session:
         units = {"uniform": "tokens", "words": "words", "spans": "spans"}.get(masking.kind)
         rows = sum(len(rows) for rows in self.parts.loaders[0].sources)
         visits = self.state.steps * phase.rows / max(1, rows)
-        if visits >= 2 and units and isinstance(masking.rate, float) and masking.rate <= 0.5:
+        if visits < 2 or not units or not isinstance(masking.rate, float) or masking.rate > 0.5:
+            return
+        real = FullyExplored(rate=masking.rate).real(masking.rate)  # of a whole number of segments
+        if abs(real / masking.rate - 1.0) < 0.15:
             log.info(
-                "the text comes %.2g times: --set 'masking={kind: fully_explored, rate: %g, units: %s}' "
+                "the text comes %.2g times: --set 'masking={kind: fully_explored, rate: %.3g, units: %s}' "
                 "masks other parts each time (docs/benchmarks.md)",
                 visits,
-                masking.rate,
+                real,
                 units,
             )
 
@@ -364,18 +283,21 @@ class Session:
         index = self.trainer.phase_at(state.step - 1)
         loader, rate = loaders[index], method.rate(state.step / state.steps)
         planned = [p.share * state.steps * p.rows for p in phases]
-        tokens = sum(n * p.length * x.fill for n, p, x in zip(planned, phases, loaders, strict=True))
+        tokens = sum(n * x.layout.length * x.fill for n, x in zip(planned, loaders, strict=True))
         number = online.rows_to_measure(state.steps, round(tokens / state.steps), phases[index].length)
         found, start = None, time.perf_counter()
         if number:
             cursor = state.cursors[self.trainer.streams[index]]
             rows = [loader.batch(cursor + i, 1).to(self.accelerator.device) for i in range(number)]
-            found = online.measure(method, rows, rate, self.recipe.seed + state.step)
+            try:
+                found = online.measure(method, rows, rate, self.recipe.seed + state.step)
+            except ClozeError as error:  # what only looks on must not end a run
+                self.metrics.record("note", state.step, message=f"the variance was not measured: {error}")
         if found is not None:
             took = time.perf_counter() - start
             self.metrics.record("variance", state.step, tokens=state.tokens, took=took, **found.record())
         if state.step < state.steps:
-            visits = tokens / max(1, sum(r.used for r in loader.sources))
+            visits = tokens / method.copies / max(1, sum(r.used for r in loader.sources))
             known = online.evidence(found, self.parts.encoder, visits, rate)
             if any(p.rows % 2 for p in phases):
                 known = replace(known, break_even_high=None)
@@ -420,6 +342,7 @@ class Session:
 
         if self.accelerator.is_main_process:
             result = self._measure()
+            self.state.heldout |= {"loss": result.loss, "accuracy": result.accuracy}
             parts = self.parts
             found = samples(
                 parts.held_out, parts.encoder, parts.corpus.tokenizer, parts.counts, self.initial, result
@@ -430,14 +353,10 @@ class Session:
             write_json(self.folder / "summary.json", self._summary("finished" if whole else "stopped"))
             write_report(self.folder)
         self.accelerator.end_training()
-        return self._summary_on_disk()
+        return self.place.summary()
 
     def _summary(self, status: str = "stopped") -> dict[str, Any]:
         numbers = summarise(
             self.recipe, self.parts, self.state, self.unigram, self.accelerator.device, self.objects
         )
         return numbers | {"status": status}
-
-
-def _digest(content: Any) -> str:
-    return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()

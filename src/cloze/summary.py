@@ -36,6 +36,8 @@ def summarise(
         objects: the `datasets` objects that were trained on.
     """
     model, rows = parts.method.export(), parts.loaders[-1].sources
+    drawn = zip(state.cursors, parts.loaders, strict=False)  # rows, without their masked copies
+    read = sum(cursor * loader.layout.length * loader.fill for cursor, loader in drawn)
     return {
         "recipe": recipe.name,
         "about": recipe.about,
@@ -69,7 +71,7 @@ def summarise(
             "heldout_tokens_predicted": unigram[1],
             "vocabulary": len(parts.corpus.tokenizer),
             "fill": round(parts.loaders[-1].fill, 4),
-            "passes": round(state.tokens / max(1, sum(r.used for r in rows)), 3),
+            "passes": round(read / max(1, sum(r.used for r in rows)), 3),
         },
         "environment": environment(device, resolve(recipe.training.precision, device)),
     }

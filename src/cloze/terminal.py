@@ -22,9 +22,9 @@ def duration(seconds: float) -> str:
 
 
 def amount(number: float) -> str:
-    """Such as "950", "12.3 k", "4.56 M", "1.20 G"."""
+    """Such as "950", "12.3 k", "4.56 M", "1.2 G"."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
+        if number >= 0.9995 * size:  # what three digits round up to it
             return f"{number / size:.3g}{unit}"
     return f"{number:.0f}"
 

@@ -255,3 +255,21 @@ def test_a_stream_without_a_name_is_refused() -> None:
     stream = IterableDataset.from_generator(lambda: iter([{"text": "a b c"}]))
     with pytest.raises(ClozeError, match=r"datasets\.Dataset"):
         fingerprint(stream)
+
+
+def test_each_file_of_a_folder_has_its_own_column(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.jsonl", JSONL)
+    write(tmp_path / "b.jsonl", "".join(json.dumps({"content": f"body {i}"}) + "\n" for i in range(40)))
+    write(tmp_path / "c.txt", "plain")
+    found = [d.text for d in read(Source(path=str(tmp_path)))]
+    assert len(found) == 2 + 40 + 1
+    assert found[-1] == "plain"
+    assert not caplog.records
+    write(tmp_path / "b.jsonl", json.dumps({"n": 1}) + "\n")
+    assert "b.jsonl: which column is the text?" in complaint(lambda: list(read(Source(path=str(tmp_path)))))
+
+
+def test_a_named_column_does_not_concern_plain_text(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"text": "no", "body": "yes"}\n')
+    write(tmp_path / "b.md", "plain")
+    assert [d.text for d in read(Source(path=str(tmp_path)), text_field="body")] == ["yes", "plain"]

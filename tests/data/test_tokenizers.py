@@ -22,7 +22,7 @@ def words_only(words: list[str], **names: str) -> PreTrainedTokenizerFast:
 
 def test_a_tokenizer_without_mask_needs_one(tmp_path: Path) -> None:
     words_only(["a", "b"]).save_pretrained(tmp_path)
-    with pytest.raises(ClozeError, match=r"pass tokenizer.add_mask_token=true"):
+    with pytest.raises(ClozeError, match=r"tokenizer.add_mask_token=true"):
         load_tokenizer(tmp_path)
     tokenizer = load_tokenizer(tmp_path, add_mask_token=True)
     assert tokenizer.mask_token == "[MASK]"
@@ -33,6 +33,12 @@ def test_a_tokenizer_without_mask_needs_one(tmp_path: Path) -> None:
 def test_a_mask_token_is_kept(tmp_path: Path) -> None:
     words_only(["a", "<m>"], mask_token="<m>").save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path), add_mask_token=True).mask_token == "<m>"
+
+
+def test_a_padding_token_is_added_too(tmp_path: Path) -> None:
+    words_only(["a", "<m>"], mask_token="<m>").save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).pad_token is None
+    assert load_tokenizer(tmp_path, add_mask_token=True).pad_token == "[PAD]"
 
 
 def test_no_tokenizer_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

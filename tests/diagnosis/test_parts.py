@@ -12,6 +12,7 @@ from torch import Tensor
 from cloze.corruption.replace import Replace
 from cloze.data.batch import Batch
 from cloze.diagnosis.losses import SCORES, Losses, mask_of, sampled_losses
+from cloze.diagnosis.online import longest_sample
 from cloze.diagnosis.parameters import counted, groups_of, select
 from cloze.diagnosis.text import shorten, spread
 from cloze.errors import ClozeError
@@ -102,6 +103,16 @@ def test_shorten_keeps_the_specials_and_drops_padding() -> None:
     assert half.maskable.sum() == 10 and whole.maskable.sum() == 20
     assert whole.dense and bool((whole.segments == 0).all())
     assert bool((half.ids[half.maskable] >= FIRST).all())
+
+
+def test_a_running_training_measures_the_longest_sample_of_a_row() -> None:
+    samples = make_samples([5, 20, 9], seed=3)
+    row = pack([samples], 64)
+    found = longest_sample(row)
+    assert found.ids[0, 1:-1].tolist() == list(samples[1].ids)
+    assert found.keys.tolist() == [samples[1].key]
+    assert found.maskable.sum() == 20
+    assert found.segments.unique().tolist() == [0]
 
 
 def test_spread_is_even() -> None:

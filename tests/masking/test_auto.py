@@ -132,8 +132,29 @@ def test_it_draws_as_it_decided() -> None:
         for p, n in zip((policy, alone), noise, strict=True):
             p.observe([seen(p, rows, by_words(rows), n)])
     assert policy.log()["proposal_power"] > 0.0
-    assert torch.equal(policy.plan(batch, 0.2, 1).hidden, alone.plan(batch, 0.2, 1).hidden)
+    # One copy again: numbers of their own, so that no mask comes twice.
+    assert torch.equal(policy.plan(batch, 0.2, 1).hidden, alone.plan(batch, 0.2, 2).hidden)
     assert policy.log() == alone.log() | {"segments": 0.0, "copies": 1.0}
+
+
+def test_masks_are_not_drawn_again_where_two_copies_become_one() -> None:
+    policy = build(rate=0.25, highest=0.25)
+    first = pack([make_samples([60], size=WORDS)], 64)
+    rows = [replace(first, visits=first.visits + v) for v in range(4)]
+    policy.decide(replace(MEASURED, visits=3.0, break_even_high=-1.0))
+    before = [m for row in rows[:2] for m in policy.plan(row.repeat(2), 0.25, 1).hidden]
+    policy.decide(replace(MEASURED, visits=3.0, break_even_high=1.0))
+    after = [policy.plan(row, 0.25, 1).hidden[0] for row in rows[2:]]
+    assert not any(torch.equal(a, b) for a in after for b in before)
+    fresh = FullyExplored(rate=0.25)  # with the same numbers it would be so
+    assert any(torch.equal(fresh.plan(rows[2], 0.25, 1).hidden[0], b) for b in before)
+
+
+def test_the_rate_is_that_of_whole_segments() -> None:
+    policy = build(rate=0.2, highest=0.4)
+    assert policy.real(0.4) == 0.5
+    (line,) = (x for x in policy.decide(replace(MEASURED, mask=9.0, visits=3.0)) if x.startswith("rate"))
+    assert line.startswith("rate 0.50")
 
 
 def test_its_decisions_are_state() -> None:

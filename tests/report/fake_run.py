@@ -180,6 +180,9 @@ def _example(prose: str, chance: random.Random) -> dict[str, Any]:
                 texts.insert(chance.choice((0, 0, 2)), text)
             masses = [chance.random() / (1 + i) ** 1.5 for i in range(len(texts))]
             guesses = zip(texts, sorted((m / sum(masses) * 0.9 for m in masses), reverse=True), strict=True)
-            token |= {"masked": True, "guesses": [{"text": guess, "p": p} for guess, p in guesses]}
+            token |= {
+                "masked": True,
+                "guesses": [{"text": g, "p": p, "right": g == text} for g, p in guesses],
+            }
         tokens.append(token)
     return {"tokens": tokens}

@@ -22,7 +22,7 @@ from cloze.data.files import TextSplit, find, looks_local
 from cloze.data.heldout import HeldOut
 from cloze.data.loader import Loader, special_tokens
 from cloze.data.prepare import prepare
-from cloze.data.rows import Layout, Rows, build_rows, count_tokens, held_out_threshold
+from cloze.data.rows import Layout, Rows, build_rows, count_tokens, held_out_threshold, shared_text
 from cloze.data.sections import section_hash, split_sections
 from cloze.data.sources import Source, fingerprint, read
 from cloze.data.store import INDEX, Store
@@ -42,7 +42,9 @@ class TrainTokenizer(Config):
     algorithm: Literal["bpe", "wordpiece", "characters"] = "bpe"
     vocabulary: int = Field(8192, ge=64, description="tokens; rounded to a multiple of 64")
     lowercase: bool = False
-    sample: int = Field(50_000_000, ge=1000, description="characters of text that it is trained on")
+    sample: int = Field(
+        50_000_000, ge=1000, description="characters that it is trained on, the first of each source"
+    )
 
 
 class LoadTokenizer(Config):
@@ -124,12 +126,16 @@ class Corpus:
         return Loader(rows, weights, seed, pad, never)
 
     def counts(self, size: int) -> np.ndarray:
-        """How often each id occurs in the training text, sources as they are drawn: [size] float64."""
-        total = np.zeros(size)
-        for store, limit, weight in zip(self.stores, self.limits, self.weights, strict=True):
-            counts = count_tokens(store, limit, held_out=False, size=size)
-            total += counts * (weight / max(1, counts.sum()) if len(self.stores) > 1 else 1.0)
-        return total
+        """How often each id occurs in the training text, sources as they are drawn: [size] float64.
+
+        Adds up to the tokens of the text, whatever the weights.
+        """
+        pairs = zip(self.stores, self.limits, strict=True)
+        counts = [count_tokens(store, limit, held_out=False, size=size) for store, limit in pairs]
+        if len(counts) == 1:
+            return counts[0].astype(np.float64)
+        mixed = sum(c * (w / max(1, c.sum())) for c, w in zip(counts, self.weights, strict=True))
+        return np.asarray(mixed * (sum(c.sum() for c in counts) / max(mixed.sum(), 1e-300)))
 
     def layout(self, length: int, longest: int, alone: bool) -> Layout:
         """Rows of `length` tokens for this corpus' tokenizer."""
@@ -158,13 +164,21 @@ def open_corpus(
     tokenizer = _tokenizer(data, sources, choice, model_path)
     if tokenizer.pad_token_id is None:
         raise ClozeError(
-            "the tokenizer has no padding token: use tokenizer.add_mask_token=true, which adds one"
+            "the tokenizer has no padding token: --set tokenizer.add_mask_token=true adds one "
+            "(prepare: --add-mask-token)"
         )
     stores = tuple(_store(data, s, tokenizer, progress) for s in sources)
     weights = tuple(s.weight if isinstance(s, Source) else 1.0 for s in sources)
     if data.heldout.path:
         held: tuple[Store, ...] = (_store(data, Source.parse(data.heldout.path), tokenizer, progress),)
         limits: tuple[int | None, ...] = (None,) * len(stores)
+        shared = shared_text(stores, held)
+        if shared > 0.01:
+            log.warning(
+                "%.0f%% of the held-out text %s is in the training text as well: its loss is too good",
+                100 * shared,
+                data.heldout.path,
+            )
     else:
         held = stores
         # One limit for all: a text that two sources share is on one side of it.
@@ -183,7 +197,7 @@ def _look(tokenizer: PreTrainedTokenizerFast, store: Store) -> TokenizerReport:
 def _tokenizer(
     data: Data, sources: Sequence[Any], choice: TrainTokenizer | LoadTokenizer, model_path: str | None
 ) -> PreTrainedTokenizerFast:
-    made = [folder for s in sources if (folder := _finished(s)) is not None]
+    made = [folder for s in sources if (folder := finished_store(s)) is not None]
     if isinstance(choice, LoadTokenizer) and (choice.path or model_path):
         return load_tokenizer(choice.path or str(model_path), choice.add_mask_token)
     if made:
@@ -211,21 +225,21 @@ def _tokenizer(
 
 
 def _training_text(data: Data, sources: Sequence[Any], characters: int) -> Iterator[str]:
-    """Text for the tokenizer: equal parts of each source, without what the share holds out."""
+    """Text for the tokenizer: the first part of each source, without what the share holds out."""
     limit = int(data.heldout.share * 2**64) if not data.heldout.path else -1
     for source in sources:
         left = characters // len(sources)
-        for document in read(source, data.split_text, data.text_field):
-            for text in split_sections(document.text):
-                if section_hash(text) > limit:
-                    yield text
-                    left -= len(text)
+        documents = read(source, data.split_text, data.text_field)
+        for text in chain.from_iterable(split_sections(document.text) for document in documents):
+            if section_hash(text) > limit:
+                yield text
+                left -= len(text)
             if left <= 0:
                 break
 
 
 def _store(data: Data, source: Any, tokenizer: PreTrainedTokenizerFast, progress: Progress | None) -> Store:
-    folder = _finished(source)
+    folder = finished_store(source)
     if folder is not None:
         store = Store.open(folder)
         if identity(load_tokenizer(store.tokenizer_folder)) != identity(tokenizer):
@@ -246,7 +260,8 @@ def _store(data: Data, source: Any, tokenizer: PreTrainedTokenizerFast, progress
     )
 
 
-def _finished(source: Any) -> Path | None:
+def finished_store(source: Any) -> Path | None:
+    """The folder of a store that is named as a source; None: it is something else."""
     if not isinstance(source, Source):
         return None
     folder = Path(source.path).expanduser()
@@ -255,7 +270,7 @@ def _finished(source: Any) -> Path | None:
 
 def source_tokens(data: Data, source: Source) -> tuple[str, int]:
     """A line on a source's size, and its tokens (four characters each where it is not tokenised)."""
-    folder = _finished(source)
+    folder = finished_store(source)
     if folder is not None:
         tokens = Store.open(folder).totals["tokens"]
         return f"{source.path}: {tokens:,} tokens", tokens
@@ -299,6 +314,7 @@ def make_store(
     algorithm: str = "bpe",
     text_field: str | None = None,
     split_text: str = "paragraphs",
+    add_mask_token: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Store:
@@ -307,12 +323,13 @@ def make_store(
     Args:
         sources: as `Data.sources`.
         tokenizer: folder or hub id; None trains one of `vocabulary` tokens by `algorithm`.
+        add_mask_token: to a tokenizer that has no mask or padding token.
         workers: processes; None is one per core.
     """
     try:
         given = {"sources": list(sources), "text_field": text_field, "split_text": split_text, "store": None}
         data = Data.model_validate(given)
-        choice: TrainTokenizer | LoadTokenizer = LoadTokenizer(path=tokenizer)
+        choice: TrainTokenizer | LoadTokenizer = LoadTokenizer(path=tokenizer, add_mask_token=add_mask_token)
         if tokenizer is None:
             choice = TrainTokenizer.model_validate({"algorithm": algorithm, "vocabulary": vocabulary})
     except ValidationError as error:

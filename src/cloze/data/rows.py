@@ -84,6 +84,18 @@ def held_out_threshold(stores: Iterable[Store], config: HeldOut) -> int:
     return threshold(((part.section_hashes, _sections(part)[1]) for part in parts), config)
 
 
+def shared_text(stores: Iterable[Store], held_out: Iterable[Store]) -> float:
+    """Share of the tokens of `held_out` whose section is, word for word, in `stores` as well."""
+    parts = [part for store in held_out for part in store.parts()]
+    hashes = np.concatenate([part.section_hashes for part in parts])
+    tokens = np.concatenate([_sections(part)[1] for part in parts])
+    seen = np.zeros(hashes.size, bool)
+    for store in stores:
+        for part in store.parts():
+            seen |= np.isin(hashes, part.section_hashes)
+    return float(tokens[seen].sum() / max(1, tokens.sum()))
+
+
 def build_rows(store: Store, layout: Layout, limit: int | None, held_out: bool) -> Rows:
     """Rows of the sections whose hash is above `limit` (or, `held_out`, not above); None: all sections.
 

@@ -95,36 +95,41 @@ def read(
     """Stream the documents of a source, in flat memory.
 
     `text_split` says what a document of a text file is: "paragraphs" (between blank lines), "lines" or the
-    whole "file". The text is in `text_field` (a source's own comes first), else in "text", "content", "body"
-    or "sentence", else in the only column of strings. Line ends become "\\n". Records without text are left
-    out and counted in one logged warning. Raises ClozeError, in one line, for everything that cannot be read,
-    and if nothing is left.
+    whole "file". Every other file has its text in `text_field` (a source's own comes first), else in "text",
+    "content", "body" or "sentence", else in the only column of strings. Line ends become "\\n". Records
+    without text are left out and counted in one logged warning. Raises ClozeError, in one line, for
+    everything that cannot be read, and if nothing is left.
     """
     label = source.path if isinstance(source, Source) else type(source).__name__
-    field = (source.text_field if isinstance(source, Source) else None) or text_field
-    stream = iter(_records(source, text_split))
-    head = list(islice(stream, _HEAD))
-    if not head:
-        raise ClozeError(f"{label}: holds no records")
-    field = _text_column(label, head, field)
+    wanted = (source.text_field if isinstance(source, Source) else None) or text_field
     kept = skipped = 0
-    for row in chain(head, stream):
-        text = row.get(field)
-        if isinstance(text, str) and text and not text.isspace():
-            kept += 1
-            yield Document(_clean(text), _meta(row, field))
-        else:
-            skipped += 1
+    fields: list[str] = []
+    for name, records in _streams(source, text_split):
+        stream = iter(records)
+        head = list(islice(stream, _HEAD))
+        if not head:
+            continue
+        fields.append("text" if _is_plain(name) else _text_column(name, head, wanted))
+        for row in chain(head, stream):
+            text = row.get(fields[-1])
+            if isinstance(text, str) and text and not text.isspace():
+                kept += 1
+                yield Document(_clean(text), _meta(row, fields[-1]))
+            else:
+                skipped += 1
+    if not fields:
+        raise ClozeError(f"{label}: holds no records")
+    columns = " or ".join(repr(name) for name in dict.fromkeys(fields))
     if not kept:
         raise ClozeError(
-            f"{label}: no record has text in {field!r}, all {skipped:,} are empty or not strings"
+            f"{label}: no record has text in {columns}, all {skipped:,} are empty or not strings"
         )
     if skipped:
         _log.warning(
-            "%s: %s records left out, no text in %r (empty, null or not a string)",
+            "%s: %s records left out, no text in %s (empty, null or not a string)",
             label,
             f"{skipped:,}",
-            field,
+            columns,
         )
 
 
@@ -163,16 +168,22 @@ def fingerprint(
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def _records(source: Source | DatasetLike, text_split: TextSplit) -> Iterable[Row]:
+def _streams(source: Source | DatasetLike, text_split: TextSplit) -> Iterator[tuple[str, Iterable[Row]]]:
+    """The records of each file (or of the one data set), with a name for people."""
     if not isinstance(source, Source):
-        return _dataset_rows(source, "train", type(source).__name__)
+        label = type(source).__name__
+        yield label, _dataset_rows(source, "train", label)
+        return
     path = source.path
     place = Path(path).expanduser()
     if is_saved_dataset(place):
         from datasets import load_from_disk
 
-        return _dataset_rows(_loaded(path, lambda: load_from_disk(str(place))), source.split, path)
-    if not looks_local(path):
+        yield path, _dataset_rows(_loaded(path, lambda: load_from_disk(str(place))), source.split, path)
+    elif looks_local(path):
+        for file in find(path):
+            yield str(file), _parquet(file) if ending(file) == ".parquet" else rows(file, text_split)
+    else:
         from datasets import load_dataset
 
         if offline():
@@ -180,11 +191,12 @@ def _records(source: Source | DatasetLike, text_split: TextSplit) -> Iterable[Ro
                 f"{path}: no such file or folder, and the hub, where it may be, cannot be reached"
             )
         hub = _loaded(path, lambda: load_dataset(path, source.config, split=source.split, streaming=True))
-        return _dataset_rows(hub, source.split, path)
-    files = find(source.path)
-    return chain.from_iterable(
-        _parquet(file) if ending(file) == ".parquet" else rows(file, text_split) for file in files
-    )
+        yield path, _dataset_rows(hub, source.split, path)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file has no columns."""
+    return ending(Path(name)) in (".txt", ".md")
 
 
 def _parquet(path: Path) -> Iterator[Row]:

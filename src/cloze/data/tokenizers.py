@@ -21,8 +21,8 @@ _SAMPLE_CHARS = 60
 
 
 def load_tokenizer(path: str | Path, add_mask_token: bool = False) -> PreTrainedTokenizerFast:
-    """Load a tokenizer from a folder or the hub. `add_mask_token` adds "[MASK]" to one that has no mask
-    token.
+    """Load a tokenizer from a folder or the hub. `add_mask_token` adds "[MASK]" and "[PAD]" to
+    one that lacks them.
 
     Raises ClozeError if there is none, if it is not a fast (Rust) tokenizer, or if it lacks a mask token.
     """
@@ -44,11 +44,12 @@ def load_tokenizer(path: str | Path, add_mask_token: bool = False) -> PreTrained
     if tokenizer.mask_token is None:
         if not add_mask_token:
             raise ClozeError(
-                f"{path}: this tokenizer has no mask token; pass tokenizer.add_mask_token=true to add one"
+                f"{path}: this tokenizer has no mask token; --set tokenizer.add_mask_token=true adds one "
+                "(prepare: --add-mask-token)"
             )
         tokenizer.add_special_tokens({"mask_token": AddedToken("[MASK]", lstrip=True, special=True)})
-        if tokenizer.pad_token is None:
-            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if add_mask_token and tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer
 
 

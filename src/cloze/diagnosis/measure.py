@@ -212,9 +212,9 @@ def _share(data: Estimate, mask: Estimate) -> Estimate:
 def _loss_cost(
     subject: Subject, losses: Losses, parameters: Mapping[str, Tensor], options: Options, counter: _Counter
 ) -> LossCost:
-    spare = Losses(subject.method, subject.spare)
+    spare, seed = Losses(subject.method, subject.spare), options.seed * DIRECTIONS
     directions = curvature_directions(
-        lambda draw: sampled_losses(spare, subject.encoder, subject.rate, draw), parameters, DIRECTIONS
+        lambda draw: sampled_losses(spare, subject.encoder, subject.rate, seed + draw), parameters, DIRECTIONS
     )
     found = decompose(
         losses,

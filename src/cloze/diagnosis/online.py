@@ -1,4 +1,4 @@
-"""The instrument during training: a small sample, a few fixed points, and at most 2% of the run.
+"""The instrument during training: a small sample, a few fixed points, and at most 2% of its work.
 
 The points are shares of the run's steps and the sample's size follows from its budget, never from a clock,
 so that a resumed run measures the same, and a policy that decides by it decides the same.
@@ -6,7 +6,8 @@ so that a resumed run measures the same, and a policy that decides by it decides
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -22,10 +23,10 @@ from cloze.variance import Decomposition, Estimate, Savings, decompose, mask_siz
 POINTS = (0.1, 0.3, 0.6, 1.0)
 """Shares of the run after which it is measured."""
 MASKS = 4
-SHARE = 0.02  # of the tokens of the run, at most
+SHARE = 0.02  # of the run's work, at most, where a row alone costs `SINGLE`
 SINGLE = 3.0  # a row alone costs about so much more than in a batch (2.5 on two CPU cores)
 FEWEST, MOST = 6, 64  # rows
-LARGEST = 50_000_000  # parameters that are looked at; of a larger model every second, third, … tensor
+LARGEST = 50_000_000  # parameters that are looked at; of a larger model a half, a third, … of its tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class Online:
     """What one point of a run showed.
 
     Attributes:
-        rows: rows of training text that were measured, with `MASKS` masks each. rate: of the masks.
-        terms: the decomposition of the gradient's variance, of one row.
-        scores: spread of the gradients at the final hidden states within rows (`cv`), what knowing them
+        rows: samples of training text that were measured, with `MASKS` masks each. rate: of the masks.
+        terms: the decomposition of the gradient's variance, of one sample.
+        scores: spread of the gradients at the final hidden states within samples (`cv`), what knowing them
             would save at best (`oracle`), and what the run's own proposal saves of that (`proposal`).
     """
 
@@ -76,8 +77,9 @@ def points(steps: int) -> set[int]:
 
 
 def measure(method: Method, rows: list[Batch], rate: float, seed: int) -> Online | None:
-    """Measure batches of one row each; None: there is not enough to mask in them."""
-    rows = [row for row in rows if int(row.maskable.sum()) >= 8]
+    """Measure the longest sample of each row (batches of one row); None: too little to mask."""
+    rows = [longest_sample(row) for row in rows]
+    rows = [row for row in rows if (n := int(row.maskable.sum())) >= 8 and mask_size(n, rate) >= 2]
     if len(rows) < 2:
         return None
     training, norms = method.training, method.norms
@@ -95,6 +97,22 @@ def measure(method: Method, rows: list[Batch], rate: float, seed: int) -> Online
     return Online(len(rows), rate, terms, scores)
 
 
+def longest_sample(row: Batch) -> Batch:
+    """A row's longest sample as a batch of its own, without padding."""
+    segments = row.segments[0]
+    sample = int(segments[segments >= 0].mode().values)
+    keep = segments == sample
+    columns = {name: getattr(row, name)[:, keep] for name in ("ids", "index", "units", "maskable")}
+    return replace(
+        row,
+        **columns,
+        segments=torch.zeros_like(columns["ids"]),
+        keys=row.keys[sample : sample + 1],
+        visits=row.visits[sample : sample + 1],
+        dense=True,
+    )
+
+
 def evidence(found: Online | None, encoder: Encoder, visits: float, rate: float) -> Evidence:
     """The same for a policy that decides by it."""
     body, head = counted(encoder.model)
@@ -110,7 +128,11 @@ def evidence(found: Online | None, encoder: Encoder, visits: float, rate: float)
 def _some_parameters(method: Method) -> dict[str, Tensor]:
     named = {n: p for n, p in method.named_parameters() if p.requires_grad}
     every = -(-sum(p.numel() for p in named.values()) // LARGEST)
-    return dict(list(named.items())[::every])
+    if every == 1:
+        return named
+    # In an order that has nothing to do with layers, or every third tensor could always be of one kind.
+    names = sorted(named, key=lambda name: blake2b(name.encode(), digest_size=8).digest())
+    return {name: named[name] for name in names[::every]}
 
 
 def _scores(losses: Losses, method: Method, rate: float, seed: int) -> Savings:

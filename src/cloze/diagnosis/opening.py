@@ -25,7 +25,7 @@ from cloze.models.build import build_model
 from cloze.models.encoder import Encoder, isolate
 from cloze.recipes.load import load_recipe, validate
 from cloze.recipes.schema import Recipe
-from cloze.training.state import Checkpoints, restore_tensors
+from cloze.training.state import Checkpoints, damage, restore_tensors
 
 LENGTH, SHORTEST = 128, 16  # tokens of a sequence, specials included
 
@@ -93,7 +93,9 @@ def open_subject(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method = _method(recipe, corpus, encoder, state, device)
     chosen = [batch.to(device) for batch in sequences_of(loader, count + spare)]
-    apart = set(spread(len(chosen), spare)) if len(chosen) == count + spare else set()
+    if len(chosen) < count + spare:  # short text: a part for each
+        spare = min(spare, len(chosen) // 3)
+    apart = set(spread(len(chosen), spare))
     return Subject(
         model=str(model),
         data="held-out text of the run" if own else _names(data),
@@ -102,7 +104,7 @@ def open_subject(
         encoder=encoder,
         corpus=corpus,
         sequences=[batch for i, batch in enumerate(chosen) if i not in apart],
-        spare=[chosen[i] for i in sorted(apart)] or chosen,
+        spare=[chosen[i] for i in sorted(apart)] or chosen[-1:],
         rate=method.rate(1.0) if rate is None else rate,
         passes=_passes(Path(model)),
         is_run=given is not None,
@@ -114,9 +116,12 @@ def _recipe_of(model: str | Path) -> tuple[Recipe | None, Path | None]:
     folder = Path(model).expanduser()
     if (folder / "recipe.yaml").is_file():
         checkpoints = Checkpoints(folder / "checkpoints", 1)
-        steps = checkpoints.steps()
-        return load_recipe(str(folder / "recipe.yaml")), checkpoints.path(steps[-1]) if steps else None
+        whole = [step for step in checkpoints.steps() if damage(checkpoints.path(step)) is None]
+        return load_recipe(str(folder / "recipe.yaml")), checkpoints.path(whole[-1]) if whole else None
     if (folder / "state.json").is_file() and (folder / "training.safetensors").is_file():
+        problem = damage(folder)
+        if problem is not None:
+            raise ClozeError(f"{folder}: this checkpoint is damaged ({problem}): use another one of its run")
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return validate(state["recipe"], str(folder / "state.json")), folder
     return None, None

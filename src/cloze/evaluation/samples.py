@@ -106,12 +106,15 @@ def _examples(
     features = encoder(view.to(device), at.to(device)).features
     logits = torch.nn.functional.linear(features, layer.weight, layer.bias).float()
     top = logits.softmax(-1).topk(5)
+    true = batch.ids.flatten().tolist()
     guesses = {
-        place: [{"text": tokenizer.decode([i]), "p": _round(p)} for i, p in zip(ids, ps, strict=True)]
+        place: [
+            {"text": tokenizer.decode([i]), "p": _round(p), "right": i == true[place]}
+            for i, p in zip(ids, ps, strict=True)
+        ]
         for place, ids, ps in zip(at.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
     }
     encoder.train(training)
-    ids = batch.ids.flatten().tolist()
     examples = []
     for sample in chosen:
         inside = (
@@ -119,7 +122,7 @@ def _examples(
         ).nonzero()
         tokens = []
         for place in inside.flatten().tolist():
-            token: dict[str, Any] = {"text": tokenizer.decode([ids[place]])}
+            token: dict[str, Any] = {"text": tokenizer.decode([true[place]])}
             if place in guesses:
                 token |= {"masked": True, "guesses": guesses[place]}
             tokens.append(token)

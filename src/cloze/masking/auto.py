@@ -66,8 +66,8 @@ class AutoPolicy(Learner[Auto]):
             MapNet(rate=config.rate, units=config.units, epsilon=config.epsilon), networks
         )
         self.segments = FullyExplored(rate=config.rate, units=config.units)
-        # rate, copies, whether the masks are segments
-        self.register_buffer("decided", torch.tensor([config.rate, 1.0, 1.0], dtype=torch.float64))
+        # rate, copies, whether the masks are segments, how often the copies became fewer
+        self.register_buffer("decided", torch.tensor([config.rate, 1.0, 1.0, 0.0], dtype=torch.float64))
 
     @property
     def rate(self) -> float:
@@ -79,9 +79,17 @@ class AutoPolicy(Learner[Auto]):
         """As decided."""
         return int(self.decided[1])
 
+    def real(self, rate: float) -> float:
+        """That of the policy that is in use."""
+        return self._used().real(rate)
+
+    def _used(self) -> FullyExplored | MapNetPolicy:
+        return self.segments if bool(self.decided[2]) else self.proposal
+
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
         """Masks by the policy that is in use."""
-        return (self.segments if bool(self.decided[2]) else self.proposal).plan(batch, rate, seed)
+        # Where two copies became one, visit 5 would have the mask that the second copy of visit 2 had.
+        return self._used().plan(batch, rate, seed + int(self.decided[3]))
 
     def decide(self, evidence: Evidence) -> list[str]:
         """Choose anew."""
@@ -109,15 +117,17 @@ class AutoPolicy(Learner[Auto]):
             data = max(evidence.data, 1e-12 * mask, 1e-300)
             best = min(1.0, (mask * evidence.rate * evidence.body / (data * evidence.head)) ** 0.5)
             rate = min(max(best, rate), self.config.highest)
+            real = self.segments.real(rate) if sweep else rate
             lines.append(
-                f"rate {rate:.2f}: the least variance at equal compute would be at {best:.2f} "
+                f"rate {real:.2f}: the least variance at equal compute would be at {best:.2f} "
                 f"(mask term {evidence.mask:.3g}, data term {evidence.data:.3g})"
             )
         if high is not None:
             masks = "2 masks" if pair else "1 mask"
             lines.append(f"{masks} of a row in one step: D + C is at most {high:.3g}")
-        decided = torch.tensor([rate, 2.0 if pair else 1.0, float(sweep)], dtype=torch.float64)
-        self.decided.copy_(decided)
+        copies = 2 if pair else 1
+        fewer = float(self.decided[3]) + (copies < self.copies)
+        self.decided.copy_(torch.tensor([rate, copies, float(sweep), fewer], dtype=torch.float64))
         return lines
 
     def observe(self, seen: list[Seen]) -> None:

@@ -91,6 +91,9 @@ class Policy(Protocol):
     @property
     def copies(self) -> int: ...
 
+    def real(self, rate: float) -> float:
+        """The rate that it masks at when asked for `rate`."""
+
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
         """Masks of the batch: a pure function of the policy's state and (seed, sample key, visit, index)."""
 
@@ -109,6 +112,10 @@ class Policy(Protocol):
 
 class Silent:
     """What a policy says that learns nothing and decides nothing."""
+
+    def real(self, rate: float) -> float:
+        """Any rate, up to rounding in each sample."""
+        return rate
 
     def observe(self, seen: list[Seen]) -> None:
         """Nothing to learn."""
@@ -185,6 +192,10 @@ class Learner(Silent, nn.Module, Generic[C]):
     def rate(self) -> Rate:
         """As configured."""
         return self.config.rate
+
+    def real(self, rate: float) -> float:
+        """As configured."""
+        return self.config.real(rate)
 
     @property
     def copies(self) -> int:

@@ -11,7 +11,7 @@ from cloze.data.batch import Batch
 from cloze.masking.base import Masking
 from cloze.masking.draw import rank_within, spread
 from cloze.masking.plan import MaskPlan
-from cloze.masking.sweep import sweep
+from cloze.masking.sweep import segments, sweep
 from cloze.masking.units import UnitKind
 from cloze.random import Stream, bits
 
@@ -41,6 +41,10 @@ class FullyExplored(Masking):
     @property
     def copies(self) -> int:
         return self.same_step
+
+    def real(self, rate: float) -> float:
+        """That of a whole number of segments."""
+        return 1.0 / segments(rate)
 
     def plan(self, batch: Batch, rate: float, seed: int) -> MaskPlan:
         now = sweep(batch, self.units, rate, seed)

@@ -32,8 +32,8 @@ class MapNet(Masking):
     and the proposal chooses the part of it that is predicted, which makes the vocabulary head cheaper.
 
     Cost: one forward and one training step of the small network. Helps where gradients differ much within
-    a text: late in training, for large models and easy text. Hurts nowhere by more than its cost, but with
-    a fixed `power` it does at the start, where gradients are alike.
+    a text: expected late in training, for large models and easy text. Hurts with a fixed `power` at the
+    start, where gradients are alike.
     """
 
     summary: ClassVar[str] = "proposal network"

@@ -13,7 +13,7 @@ from cloze.masking.base import Learner, Masking, Networks, Policy, Seen
 from cloze.masking.draw import group_by_sample, rank_within, spread
 from cloze.masking.plan import MaskPlan
 from cloze.masking.proposal import Proposal
-from cloze.masking.sweep import sweep
+from cloze.masking.sweep import segments, sweep
 from cloze.masking.unequal import unit_scores
 from cloze.masking.units import UnitKind, Units
 from cloze.random import Stream, bits, uniform
@@ -35,8 +35,7 @@ class Stratified(Masking):
       It takes no variance away (docs/lab-diary.md): gradients of one length point in all directions.
 
     Unbiased for each token's loss, given its context: two units of one stratum are never hidden together.
-    Cost: none by frequency, the small network by score. Helps where `fully_explored` does, and a little on
-    fresh text.
+    Cost: none by frequency, the small network by score. Helps where `fully_explored` does.
     """
 
     summary: ClassVar[str] = "stratified segments"
@@ -52,6 +51,10 @@ class Stratified(Masking):
     @property
     def copies(self) -> int:
         return self.same_step
+
+    def real(self, rate: float) -> float:
+        """That of a whole number of segments."""
+        return 1.0 / segments(rate)
 
     def build(self, networks: Networks) -> Policy:
         return StratifiedPolicy(self, networks)

@@ -26,8 +26,13 @@ class Sweep:
     units: Units
 
 
+def segments(rate: float) -> int:
+    """J, how many segments a sample is cut into at this rate."""
+    return round(1.0 / rate)
+
+
 def sweep(batch: Batch, kind: UnitKind, rate: float, seed: int) -> Sweep:
     """The sweeps of J = 1/rate visits each; a sample of fewer units has shorter ones, of one unit a visit."""
-    turns = fewest_units(batch, kind).clamp(min=1, max=round(1.0 / rate))
+    turns = fewest_units(batch, kind).clamp(min=1, max=segments(rate))
     number, turn = batch.visits // turns, batch.visits % turns
     return Sweep(turns, number, turn, cut(replace(batch, visits=number), kind, seed))

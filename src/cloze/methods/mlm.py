@@ -50,7 +50,7 @@ class Mlm(Method):
         return self.masking.copies
 
     def rate(self, progress: float) -> float:
-        return rate_at(self.masking.rate, progress)
+        return self.masking.real(rate_at(self.masking.rate, progress))
 
     def prepare(self, batch: Batch, progress: float) -> Work:
         return self.work(batch, self.masking.plan(batch, self.rate(progress), self.seed))

@@ -145,9 +145,10 @@ def isolate(model: PreTrainedModel) -> Encoder:
     Runs the leak probe; a model that ignores our attention, or that computes something else with it than
     with its own, goes back to its own, with `isolates` False.
     """
+    own = model.config._attn_implementation
     encoder = Encoder(model)
     if encoder.isolates and (leaks(encoder) or differs(encoder)):
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation(own)
         encoder.isolates = False
     if not encoder.isolates and differs(encoder):
         raise ClozeError(

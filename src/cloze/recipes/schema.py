@@ -58,7 +58,8 @@ class Recipe(Config):
     def choices(self) -> dict[str, str]:
         """The four choices, a few words each."""
         rate = self.masking.rate
-        percent = f"{rate:.0%}" if isinstance(rate, float) else f"{rate.start:.0%} to {rate.end:.0%}"
+        ends = (rate, rate) if isinstance(rate, float) else (rate.start, rate.end)
+        percent = " to ".join(dict.fromkeys(f"{self.masking.real(end):.0%}" for end in ends))
         return {
             "masking": f"{self.masking.summary}, {percent}",
             "corruption": self.corruption.describe(),

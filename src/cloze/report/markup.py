@@ -11,7 +11,7 @@ NOTHING = "–"
 def compact(value: float) -> str:
     """A count for people: 950, 12,345, 4.4 M, 1.2 B."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # what three digits round up to it
             return f"{value / size:.3g}\u00a0{letter}"
     return f"{value:,.0f}"
 

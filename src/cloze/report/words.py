@@ -99,7 +99,7 @@ def _example(example: dict[str, Any]) -> str:
             prose.append(escape(text))
             continue
         guesses = records(token, "guesses")[:GUESSES]
-        hit = bool(guesses) and str(guesses[0].get("text")) == text
+        hit = bool(guesses) and bool(guesses[0].get("right"))
         kind = "hit" if hit else "miss"
         core = text.lstrip()
         space = text[: len(text) - len(core)] if core else ""
@@ -116,8 +116,7 @@ def _card(number: int, truth: str, kind: str, guesses: list[dict[str, Any]]) -> 
     rows = ""
     for guess in guesses:
         text, share = str(guess.get("text", "")), finite(guess.get("p"))
-        same = text == truth
-        style, colour = ("true", "model") if same else ("other", "train")
+        style, colour = ("true", "model") if guess.get("right") else ("other", "train")
         rows += f'<li class="{style}">{word(text)}{bar(share, 1.0, colour)}<b>{_rounded(share)}</b></li>'
     sign = "right" if kind == "hit" else "wrong"
     return (

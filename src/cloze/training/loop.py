@@ -240,7 +240,7 @@ class Trainer:
     def _where(self, loss: float, norm: float, works: list[Work]) -> str:
         step, index = self.state.step, self.phase_at(self.state.step)
         rows = self.loaders[index].describe(
-            self.state.cursors[self.streams[index]], self.settings.phases[index].rows
+            self.state.cursors[self.streams[index]], self.settings.phases[index].rows // self.method.copies
         )
         keys = [str(k) for w in works for k in w.batch.keys.tolist()]
         return (

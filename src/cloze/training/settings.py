@@ -74,5 +74,6 @@ class Evaluation(Config):
     rate: float = Field(0.15, gt=0.0, lt=1.0)
     length: int = Field(128, ge=8, description="tokens in a row; losses compare at equal length only")
     variance: bool = Field(
-        True, description="measure the gradient's variance at four points of the run, for at most 2% of it"
+        True,
+        description="measure the gradient's variance at four points of the run, by at most 2% of its work",
     )

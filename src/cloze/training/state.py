@@ -74,10 +74,15 @@ def tensors_of(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dic
 def restore_tensors(
     saved: dict[str, Tensor], model: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> None:
-    """Inverse of `tensors_of`. Errors: a parameter that is missing or of another shape."""
+    """Inverse of `tensors_of`. Errors: a parameter that is missing or of another shape.
+
+    A masking policy that the checkpoint knows nothing of starts anew.
+    """
     for prefix, members in (("model", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, own in members:
             value = saved.get(f"{prefix}.{name}")
+            if value is None and name.startswith("masking."):
+                continue
             if value is None or value.shape != own.shape:
                 what = "lacks" if value is None else "has another shape of"
                 raise ClozeError(f"the checkpoint {what} {name}: it was made by another model")
@@ -170,7 +175,7 @@ class Checkpoints:
         # Later ones were damaged when this run went back behind them.
         later = [step for step in self.steps() if step > state.step]
         earlier = [step for step in self.steps() if step < state.step]
-        for step in later + earlier[: len(earlier) + 1 - self.keep]:
+        for step in later + earlier[: max(0, len(earlier) + 1 - self.keep)]:
             shutil.rmtree(self.path(step))
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover)
@@ -187,7 +192,7 @@ class Checkpoints:
                 os.replace(old, target)
         steps = self.steps()
         for step in reversed(steps):
-            problem = self.damage(step)
+            problem = damage(self.path(step))
             if problem is None:
                 folder = self.path(step)
                 content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -202,21 +207,21 @@ class Checkpoints:
             )
         return None
 
-    def damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint; None: nothing."""
-        folder = self.path(step)
-        try:
-            content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            if content.pop("digest") != _digest_of(content):
-                return "state.json is not what was written"
-            for name, digest in content["files"].items():
-                if _digest(folder / name) != digest:
-                    return f"{name} is not what was written"
-        except FileNotFoundError as error:
-            return f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return "state.json cannot be read"
-        return None
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the checkpoint in a folder; None: nothing."""
+    try:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if content.pop("digest") != _digest_of(content):
+            return "state.json is not what was written"
+        for name, digest in content["files"].items():
+            if _digest(folder / name) != digest:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "state.json cannot be read"
+    return None
 
 
 def _digest(path: Path) -> str:

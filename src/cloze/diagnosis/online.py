@@ -126,7 +126,7 @@ def evidence(found: Online | None, encoder: Encoder, visits: float, rate: float)
 
 
 def _some_parameters(method: Method) -> dict[str, Tensor]:
-    named = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    named: dict[str, Tensor] = {n: p for n, p in method.named_parameters() if p.requires_grad}
     every = -(-sum(p.numel() for p in named.values()) // LARGEST)
     if every == 1:
         return named

@@ -101,10 +101,8 @@ def build_rows(store: Store, layout: Layout, limit: int | None, held_out: bool) 
 
     The index is kept in the store's folder and found again there; where that cannot be written, in memory.
     """
-    name = json.dumps(
-        [_FORMAT, store.key, layout.length, layout.specials, layout.longest, layout.alone, limit, held_out]
-    )
-    folder = store.folder / f"rows-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+    shape = [layout.length, layout.specials, layout.longest, layout.alone]
+    folder = _kept(store, "rows", [*shape, limit, held_out])
     if (folder / "rows.npy").is_file():
         pieces = _read(folder)
     else:
@@ -113,6 +111,12 @@ def build_rows(store: Store, layout: Layout, limit: int | None, held_out: bool) 
             _write(folder, pieces)
             pieces = _read(folder)
     return Rows(store, layout, pieces, int(pieces.length.sum()))
+
+
+def _kept(store: Store, what: str, of: list[object]) -> Path:
+    """Where in the store's folder something is kept that is made of it."""
+    name = json.dumps([_FORMAT, store.key, *of])
+    return store.folder / f"{what}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 _PartRuns = tuple[PartView, np.ndarray, np.ndarray, np.ndarray]  # with record, start and stop of each run
@@ -156,7 +160,20 @@ def _write(folder: Path, pieces: Pieces) -> None:
 
 
 def count_tokens(store: Store, limit: int | None, held_out: bool, size: int) -> np.ndarray:
-    """How often each token id occurs in the (held-out) text: [size] int64."""
+    """How often each token id occurs in the (held-out) text: [size] int64. Kept in the store's folder."""
+    file = _kept(store, "counts", [limit, held_out, size]).with_suffix(".npy")
+    if file.is_file():
+        return np.load(file)
+    counts = _count(store, limit, held_out, size)
+    if os.access(store.folder, os.W_OK):
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as target:
+            np.save(target, counts)
+        os.replace(temporary, file)
+    return counts
+
+
+def _count(store: Store, limit: int | None, held_out: bool, size: int) -> np.ndarray:
     counts = np.zeros(size, np.int64)
     for part, record, start, stop in _runs(store, limit, held_out):
         first = part.offsets[record]

@@ -21,7 +21,7 @@ from cloze.errors import ClozeError
 from cloze.fill import model_folder
 from cloze.methods.base import Method
 from cloze.methods.build import build_method, vocabulary_of
-from cloze.models.build import build_model
+from cloze.models.build import build_model, check_head
 from cloze.models.encoder import Encoder, isolate
 from cloze.recipes.load import load_recipe, validate
 from cloze.recipes.schema import Recipe
@@ -138,13 +138,7 @@ def _names(data: Any) -> str:
 
 def _encoder(recipe: Recipe, folder: str) -> Encoder:
     model = build_model(recipe.model, load_tokenizer(folder), recipe.seed)
-    kinds = model.config.architectures or []
-    ends = ("ForMaskedLM", "ForPreTraining") if model.config.model_type != "electra" else ("ForMaskedLM",)
-    if not any(kind.endswith(ends) for kind in kinds):
-        raise ClozeError(
-            f"{folder}: a {', '.join(kinds) or 'model'} has no masked-language-model head, so its loss says "
-            "nothing; pretrain it first (cloze pretrain adapt)"
-        )
+    check_head(model, folder)
     return isolate(model)
 
 

@@ -1,0 +1,8 @@
+"""The suites by name."""
+
+from __future__ import annotations
+
+from cloze.evaluation.suites.base import Suite
+
+_ALL: tuple[Suite, ...] = ()
+SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}

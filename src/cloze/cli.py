@@ -276,10 +276,13 @@ def evaluate(
         bool, typer.Option("--probe", help="Frozen encoder and logistic regression: seconds, not minutes.")
     ] = False,
     length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html; default: the run's.")
+    ] = None,
 ) -> None:
     """Measure what an encoder can do: grammar, classification, similarity, retrieval."""
     from cloze.evaluation.run import evaluate as run_evaluate
+    from cloze.evaluation.run import run_folder
     from cloze.evaluation.table import lines
 
     names = _split(suite)
@@ -287,7 +290,7 @@ def evaluate(
         terminal = _terminal(stack)
 
         def meter(what: str, done: int, total: int) -> None:
-            if terminal.total is None:
+            if terminal.total != total:
                 terminal.begin(total)
             terminal.show(what, done)
 
@@ -303,8 +306,9 @@ def evaluate(
             out=out,
             meter=meter,
         )
-        if out is not None:
-            terminal.say(f"written: {out / 'evaluation.json'}")
+        folder = run_folder(model) if out is None else out
+        if folder is not None:
+            terminal.say(f"written: {folder / 'evaluation.json'}, {folder / 'evaluation.html'}")
     for line in lines(result):
         heading = bool(line) and not line.startswith(" ")
         out_console.print(line, style="bold" if heading else None, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLS, MASK, PAD, SEP, UNK, make_samples, pack
+from helpers import CLS, MASK, PAD, SEP, UNK, make_samples, pack, tiny_model, word_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
@@ -178,6 +179,20 @@ def test_blocks_hold_all_tokens_in_their_order(benchmark: Any) -> None:
     rows = {"input_ids": [[1, 2, 3], [4, 5], [6, 7, 8, 9]], "attention_mask": [[1] * 3, [1] * 2, [1] * 4]}
     found = benchmark("stock").chop(rows, 4)
     assert found == {"input_ids": [[1, 2, 3, 4], [5, 6, 7, 8]], "attention_mask": [[1] * 4, [1] * 4]}
+
+
+def test_all_ways_to_score_pairs_give_the_same(tmp_path: Path, benchmark: Any) -> None:
+    module = benchmark("minimal_pairs")
+    rows = [{"sentence_good": f"w{i} w6 w7", "sentence_bad": f"w8 w{i}"} for i in range(10, 20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    sentences = module.sentences_of(str(tmp_path / "pairs.jsonl"), 5)
+    assert sentences == [text.format(i) for i in (10, 12, 14, 16, 18) for text in ("w{} w6 w7", "w8 w{}")]
+    tiny_model("bert").save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    seconds, scores = module.ours(tmp_path, sentences)
+    assert seconds > 0 and len(set(scores)) == 10
+    for at_once in (True, False):
+        assert module.stock(tmp_path, sentences, at_once)[1] == pytest.approx(scores, abs=1e-3)
 
 
 def test_a_tokenizer_has_exactly_the_ids_asked_for(corpus: Path, tmp_path: Path, benchmark: Any) -> None:

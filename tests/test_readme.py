@@ -57,7 +57,7 @@ QUOTED = [(page, line) for page in PAGES if page.is_file() for line in commands(
 
 def test_there_are_commands() -> None:
     verbs = {split(line)[0][0] for page, line in QUOTED if page.name == "README.md"}
-    assert verbs == {"recipes", "pretrain", "prepare", "fill", "export", "diagnose"}
+    assert verbs == {"recipes", "pretrain", "prepare", "fill", "export", "diagnose", "evaluate"}
 
 
 def options_of(arguments: Sequence[str]) -> dict[str, Any]:

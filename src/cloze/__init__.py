@@ -10,16 +10,20 @@ from cloze.errors import ClozeError
 if TYPE_CHECKING:
     from cloze.diagnosis.result import Diagnosis
     from cloze.diagnosis.run import diagnose
+    from cloze.evaluation.results import Evaluation
+    from cloze.evaluation.run import evaluate
     from cloze.run import Run, pretrain
 
-__all__ = ["ClozeError", "Diagnosis", "Run", "diagnose", "pretrain"]
+__all__ = ["ClozeError", "Diagnosis", "Evaluation", "Run", "diagnose", "evaluate", "pretrain"]
 __version__ = "0.1.0"
 
 
 _PLACES = {
     "Diagnosis": "cloze.diagnosis.result",
+    "Evaluation": "cloze.evaluation.results",
     "Run": "cloze.run",
     "diagnose": "cloze.diagnosis.run",
+    "evaluate": "cloze.evaluation.run",
     "pretrain": "cloze.run",
 }
 

@@ -265,6 +265,73 @@ def diagnose(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.")],
+    suite: Annotated[str, typer.Option(help="Names of suites, with commas between.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Where the suites' data is; SUITE=PATH for one of several.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds, where something is trained.")] = 5,
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks, with commas between.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of the text and then of the label, with commas between.")
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Frozen encoder and logistic regression: seconds, not minutes.")
+    ] = False,
+    length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html; default: the run's.")
+    ] = None,
+) -> None:
+    """Measure what an encoder can do: grammar, classification, similarity, retrieval."""
+    from cloze.evaluation.run import evaluate as run_evaluate
+    from cloze.evaluation.run import run_folder
+    from cloze.evaluation.table import lines
+
+    names = _split(suite)
+    with ExitStack() as stack:
+        terminal = _terminal(stack)
+
+        def meter(what: str, done: int, total: int) -> None:
+            if terminal.total != total:
+                terminal.begin(total)
+            terminal.show(what, done)
+
+        result = run_evaluate(
+            model,
+            names,
+            _places(data or [], names),
+            seeds=seeds,
+            tasks=_split(tasks),
+            columns=_split(columns),
+            probe=probe,
+            length=length,
+            out=out,
+            meter=meter,
+        )
+        folder = run_folder(model) if out is None else out
+        if folder is not None:
+            terminal.say(f"written: {folder / 'evaluation.json'}, {folder / 'evaluation.html'}")
+    for line in lines(result):
+        heading = bool(line) and not line.startswith(" ")
+        out_console.print(line, style="bold" if heading else None, soft_wrap=True)
+
+
+def _split(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def _places(data: list[str], suites: list[str]) -> dict[str, str]:
+    """Where the data of each suite is: "SUITE=PATH", or "PATH" for all that have none of their own."""
+    named = dict(d.split("=", 1) for d in data if d.split("=", 1)[0] in suites and "=" in d)
+    common = [d for d in data if not ("=" in d and d.split("=", 1)[0] in suites)]
+    if len(common) > 1:
+        raise ClozeError(f"--data {common[1]}: for which suite? write --data SUITE=PATH")
+    return {name: common[0] for name in suites if common} | named
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     to: Annotated[Path, typer.Option(help="New folder for the model.")],

@@ -59,7 +59,7 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
     encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     ids = encoded["input_ids"][0]
     most = getattr(model.config, "max_position_embeddings", None) or 2**31
-    limit = min(tokenizer.model_max_length, most - position_offset(model))
+    limit = min(tokenizer.model_max_length, most - position_offset(model.config))
     if ids.numel() > limit:
         raise ClozeError(f"the text has {ids.numel():,} tokens, the model takes {limit:,}: shorten it")
     logits = model(**encoded).logits[0].float()

@@ -22,7 +22,15 @@ from cloze.data.files import TextSplit, find, looks_local
 from cloze.data.heldout import HeldOut
 from cloze.data.loader import Loader, special_tokens
 from cloze.data.prepare import prepare
-from cloze.data.rows import Layout, Rows, build_rows, count_tokens, held_out_threshold, shared_text
+from cloze.data.rows import (
+    Layout,
+    Rows,
+    build_rows,
+    count_held_out,
+    count_tokens,
+    held_out_threshold,
+    shared_text,
+)
 from cloze.data.sections import section_hash, split_sections
 from cloze.data.sources import Source, fingerprint, read
 from cloze.data.store import INDEX, Store
@@ -115,10 +123,17 @@ class Corpus:
 
     def held_out_loader(self, layout: Layout) -> Loader:
         """Held-out batches, each row once."""
-        limits = self.limits if self.held_out is self.stores else (None,) * len(self.held_out)
-        pairs = zip(self.held_out, limits, strict=True)
-        rows = tuple(build_rows(store, layout, limit, held_out=True) for store, limit in pairs)
+        rows = tuple(build_rows(store, layout, limit, held_out=True) for store, limit in self._held_out())
         return self._loader(rows, (1.0,) * len(rows), None)
+
+    def held_out_size(self) -> tuple[int, int]:
+        """Characters and tokens of the held-out text."""
+        sizes = [count_held_out(store, limit) for store, limit in self._held_out()]
+        return sum(characters for characters, _ in sizes), sum(tokens for _, tokens in sizes)
+
+    def _held_out(self) -> list[tuple[Store, int | None]]:
+        limits = self.limits if self.held_out is self.stores else (None,) * len(self.held_out)
+        return list(zip(self.held_out, limits, strict=True))
 
     def _loader(self, rows: tuple[Rows, ...], weights: tuple[float, ...], seed: int | None) -> Loader:
         pad = self.tokenizer.pad_token_id

@@ -183,3 +183,13 @@ def _count(store: Store, limit: int | None, held_out: bool, size: int) -> np.nda
         inside = edges[:-1].cumsum(dtype=np.int8).astype(bool)
         counts += np.bincount(part.tokens[inside], minlength=size)[:size]
     return counts
+
+
+def count_held_out(store: Store, limit: int | None) -> tuple[int, int]:
+    """Characters and tokens of the sections that are held out; None: of all."""
+    characters = tokens = 0
+    for part in store.parts():
+        held = slice(None) if limit is None else part.section_hashes <= np.uint64(limit)
+        characters += int(part.section_chars[held].sum(dtype=np.int64))
+        tokens += int(_sections(part)[1][held].sum())
+    return characters, tokens

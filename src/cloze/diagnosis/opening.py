@@ -10,22 +10,19 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from cloze import run
-from cloze.assembly import open_text
 from cloze.data.batch import Batch
 from cloze.data.corpus import Corpus, Progress
 from cloze.data.loader import Loader
 from cloze.data.tokenizers import load_tokenizer
 from cloze.diagnosis.text import sequences_of, spread
 from cloze.errors import ClozeError
-from cloze.fill import model_folder
 from cloze.methods.base import Method
 from cloze.methods.build import build_method, vocabulary_of
-from cloze.models.build import build_model
+from cloze.models.build import build_model, check_head
 from cloze.models.encoder import Encoder, isolate
-from cloze.recipes.load import load_recipe, validate
+from cloze.opening import choose
 from cloze.recipes.schema import Recipe
-from cloze.training.state import Checkpoints, damage, restore_tensors
+from cloze.training.state import restore_tensors
 
 LENGTH, SHORTEST = 128, 16  # tokens of a sequence, specials included
 
@@ -75,30 +72,24 @@ def open_subject(
 
     Errors: no model or text there, a model without a masked-LM head, a length that it does not take.
     """
-    given, state = _recipe_of(model)
-    folder = model_folder(model)
-    own = given is not None and data is None
-    if data is None and not own:
-        raise ClozeError(f"no text is given: use --data PATH ({model} is no run, which has held-out text)")
-    sets = ["tokenizer.path=null", *([] if own else _reading(data, text_field, split_text))]
-    base = given if given is not None else load_recipe("mlm", ["masking.rate=0.15"])
-    recipe, objects = run.resolve(base, data, None, folder, sets)
-    encoder = _encoder(recipe, folder)
+    opening = choose(model, data, text_field, split_text)
+    recipe = opening.recipe
+    encoder = _encoder(recipe, opening.folder)
     longest = encoder.longest()
     length = min(LENGTH, longest) if length is None else length
     if not SHORTEST <= length <= longest:
         raise ClozeError(f"--length {length}: the model takes {SHORTEST} to {longest:,} tokens")
-    corpus = _open(recipe, objects, own, progress)
-    loader = _loader(corpus, encoder, length, own)
+    corpus = opening.corpus(progress)
+    loader = _loader(corpus, encoder, length, opening.own)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    method = _method(recipe, corpus, encoder, state, device)
+    method = _method(recipe, corpus, encoder, opening.checkpoint, device)
     chosen = [batch.to(device) for batch in sequences_of(loader, count + spare)]
     if len(chosen) < count + spare:  # short text: a part for each
         spare = min(spare, len(chosen) // 3)
     apart = set(spread(len(chosen), spare))
     return Subject(
         model=str(model),
-        data="held-out text of the run" if own else _names(data),
+        data=opening.text,
         recipe=recipe,
         method=method,
         encoder=encoder,
@@ -107,59 +98,14 @@ def open_subject(
         spare=[chosen[i] for i in sorted(apart)] or chosen[-1:],
         rate=method.rate(1.0) if rate is None else rate,
         passes=_passes(Path(model)),
-        is_run=given is not None,
+        is_run=opening.is_run,
     )
-
-
-def _recipe_of(model: str | Path) -> tuple[Recipe | None, Path | None]:
-    """The recipe of a run or of one of its checkpoints, and the checkpoint with its tensors."""
-    folder = Path(model).expanduser()
-    if (folder / "recipe.yaml").is_file():
-        checkpoints = Checkpoints(folder / "checkpoints", 1)
-        whole = [step for step in checkpoints.steps() if damage(checkpoints.path(step)) is None]
-        return load_recipe(str(folder / "recipe.yaml")), checkpoints.path(whole[-1]) if whole else None
-    if (folder / "state.json").is_file() and (folder / "training.safetensors").is_file():
-        problem = damage(folder)
-        if problem is not None:
-            raise ClozeError(f"{folder}: this checkpoint is damaged ({problem}): use another one of its run")
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return validate(state["recipe"], str(folder / "state.json")), folder
-    return None, None
-
-
-def _reading(data: Any, text_field: str | None, split_text: str | None) -> list[str]:
-    """How the given text is read: nothing of it is held out, for nothing is trained on."""
-    given = data if isinstance(data, list | tuple) else [data]
-    paths = [str(d) for d in given if isinstance(d, str | Path)]
-    heldout: dict[str, Any] = {"path": paths[0]} if paths else {"share": 1e-6, "minimum": 1}
-    sets = [f"data.heldout={json.dumps(heldout)}", f"data.text_field={json.dumps(text_field)}"]
-    return sets + ([f"data.split_text={json.dumps(split_text)}"] if split_text is not None else [])
-
-
-def _names(data: Any) -> str:
-    given = data if isinstance(data, list | tuple) else [data]
-    return ", ".join(str(d) if isinstance(d, str | Path) else type(d).__name__ for d in given)
 
 
 def _encoder(recipe: Recipe, folder: str) -> Encoder:
     model = build_model(recipe.model, load_tokenizer(folder), recipe.seed)
-    kinds = model.config.architectures or []
-    ends = ("ForMaskedLM", "ForPreTraining") if model.config.model_type != "electra" else ("ForMaskedLM",)
-    if not any(kind.endswith(ends) for kind in kinds):
-        raise ClozeError(
-            f"{folder}: a {', '.join(kinds) or 'model'} has no masked-language-model head, so its loss says "
-            "nothing; pretrain it first (cloze pretrain adapt)"
-        )
+    check_head(model, folder)
     return isolate(model)
-
-
-def _open(recipe: Recipe, objects: list[Any], own: bool, progress: Progress | None) -> Corpus:
-    try:
-        return open_text(recipe, objects, progress)
-    except ClozeError as error:
-        if own:
-            raise ClozeError(f"the run's own text cannot be read ({error}): use --data PATH") from error
-        raise
 
 
 def _loader(corpus: Corpus, encoder: Encoder, length: int, own: bool) -> Loader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from cloze.diagnosis.result import Diagnosis
 from cloze.errors import ClozeError
 from cloze.report.environment import environment
 from cloze.training.precision import quick_products
-from cloze.training.state import write_json
+from cloze.training.state import writable_folder, write_json
 
 
 def diagnose(
@@ -56,7 +55,7 @@ def diagnose(
     Errors: `ClozeError` for every mistake that the user can mend.
     """
     _check(sequences, masks, rate, weight)
-    folder = None if out is None else _folder(Path(out).expanduser())
+    folder = None if out is None else writable_folder(Path(out))
     start = time.perf_counter()
     curvature = weight == "curvature"
     subject = open_subject(
@@ -88,17 +87,6 @@ def _check(sequences: int, masks: int, rate: float | None, weight: str | None) -
         raise ClozeError(f"--rate {rate:g}: give a share of the tokens, above 0 and below 1")
     if weight not in (None, "curvature"):
         raise ClozeError(f"--weight {weight}: the only weight there is is curvature")
-
-
-def _folder(folder: Path) -> Path:
-    """The folder, made and writable before minutes are spent."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ClozeError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ClozeError(f"{folder}: cannot be written (no permission): choose another --out folder")
-    return folder
 
 
 def _write(result: Diagnosis, folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
@@ -126,19 +127,41 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
 
 def load_masked_lm(path: str) -> PreTrainedModel:
     """Any checkpoint that `AutoModelForMaskedLM` loads, in float32; says so when it got a new head."""
+    model, missing = _load(AutoModelForMaskedLM, path, "a masked language model")
+    body = [k for k in missing if k.startswith(model.base_model_prefix + ".")]
+    if body:
+        raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {body[0]}")
+    if missing:
+        logging.getLogger("cloze").warning(
+            "%s has no masked-language-model head: it gets a new one (%d new tensors)", path, len(missing)
+        )
+    return model
+
+
+def load_body(path: str) -> PreTrainedModel:
+    """The encoder of any checkpoint without a head, in float32, as `AutoModel` gives it."""
+    model, missing = _load(AutoModel, path, "an encoder")
+    missing = [k for k in missing if "pooler" not in k]  # which masked language models do not train
+    if missing:
+        raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {missing[0]}")
+    return model
+
+
+def _load(kind: Any, path: str, what: str) -> tuple[PreTrainedModel, list[str]]:
+    """A model from a folder or the hub, and the names of the tensors that its checkpoint lacks."""
     folder = Path(path).expanduser()
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ClozeError(f"{path}: no such model folder")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ClozeError(f"{path}: not a model folder (it has no config.json)")
     level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # the new head is reported below, in one line
+    hf_logging.set_verbosity_error()  # a new head is reported by the caller, in one line
     hf_logging.disable_progress_bar()
     try:
         source = str(folder) if folder.exists() else path
         local = folder.exists() or offline()  # the hub's client tries for a minute before it gives up
         config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-        model, report = AutoModelForMaskedLM.from_pretrained(
+        model, report = kind.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
@@ -148,18 +171,21 @@ def load_masked_lm(path: str) -> PreTrainedModel:
         )
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClozeError(f"{path}: cannot be loaded as a masked language model: {first}") from error
+        raise ClozeError(f"{path}: cannot be loaded as {what}: {first}") from error
     finally:
         hf_logging.set_verbosity(level)
-    missing = sorted(report["missing_keys"])
-    body = [k for k in missing if k.startswith(model.base_model_prefix + ".")]
-    if body:
-        raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {body[0]}")
-    if missing:
-        logging.getLogger("cloze").warning(
-            "%s has no masked-language-model head: it gets a new one (%d new tensors)", path, len(missing)
+    return model, sorted(report["missing_keys"])
+
+
+def check_head(model: PreTrainedModel, path: str) -> None:
+    """Refuse a checkpoint that came without a masked-LM head, so that its losses say nothing."""
+    kinds = model.config.architectures or []
+    ends = ("ForMaskedLM", "ForPreTraining") if model.config.model_type != "electra" else ("ForMaskedLM",)
+    if not any(kind.endswith(ends) for kind in kinds):
+        raise ClozeError(
+            f"{path}: a {', '.join(kinds) or 'model'} has no masked-language-model head, so its loss says "
+            "nothing; pretrain it first (cloze pretrain adapt)"
         )
-    return model
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from cloze.corruption.view import View
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         self.training = model.training  # or the probes would switch dropout on
         if model.get_output_embeddings() is None:
             raise ClozeError(f"{type(model).__name__}: has no vocabulary layer; cloze cannot pretrain it")
-        self.offset = position_offset(model)
+        self.offset = position_offset(model.config)
         self._body = Body(model.base_model.forward)
         self._sparse = False
         self.isolates = _takes_our_attention(model)
@@ -157,11 +157,9 @@ def isolate(model: PreTrainedModel) -> Encoder:
     return encoder
 
 
-def position_offset(model: PreTrainedModel) -> int:
+def position_offset(config: PreTrainedConfig) -> int:
     """Number of the first position: 0, or padding_idx + 1 in the RoBERTa family."""
-    if model.config.model_type not in _OFFSET_FAMILIES:
-        return 0
-    return int(model.config.pad_token_id) + 1
+    return int(config.pad_token_id) + 1 if config.model_type in _OFFSET_FAMILIES else 0
 
 
 @torch.no_grad()

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard
+
+from cloze.evaluation.results import Evaluation, table_rows
 from cloze.recipes.schema import Recipe
+
+log = logging.getLogger("cloze")
+
+# The hub's names of what suites do; the others are about filling blanks.
+_HUB_TASKS = {
+    "classify": "text-classification",
+    "pair": "text-classification",
+    "tag": "token-classification",
+    "sentences": "sentence-similarity",
+    "words": "feature-extraction",
+    "retrieve": "text-ranking",
+}
 
 
 def model_card(recipe: Recipe, summary: dict[str, Any]) -> str:
@@ -39,3 +58,44 @@ from transformers import pipeline
 fill = pipeline("fill-mask", model="PATH_OF_THIS_FOLDER")
 ```
 """
+
+
+def add_results(path: Path, evaluation: Evaluation) -> None:
+    """Put the scores into the card's metadata (`model-index`), in the place of those of the same suites.
+
+    Tasks that are in groups are left out, groups are not: the card names BLiMP, not its 67 parts. A card that
+    cannot be read is left as it is, with a warning.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            card = ModelCard(file.read())
+    except (OSError, ValueError) as error:
+        log.warning("%s: the scores are not in the model card (%s)", path, " ".join(str(error).split())[:200])
+        return
+    others = [r for r in card.data.eval_results or [] if r.task_name not in evaluation.suites]
+    card.data.model_name = card.data.model_name or evaluation.model
+    card.data.eval_results = [*others, *_results(evaluation)]
+    temporary = path.with_name(f".{path.name}.tmp")
+    card.save(temporary)
+    temporary.replace(path)
+
+
+def _results(evaluation: Evaluation) -> Iterator[EvalResult]:
+    for suite, tasks in evaluation.suites.items():
+        for row in table_rows(tasks):
+            if row.depth:
+                continue
+            for metric, values in row.scores.items():
+                name = metric
+                if len(values) > 1:
+                    spread = statistics.stdev(values)
+                    name += f", mean of {len(values)} seeds (standard deviation {spread:.4f})"
+                yield EvalResult(
+                    task_type=_HUB_TASKS.get(suite, "fill-mask"),
+                    task_name=suite,
+                    dataset_type=row.name,
+                    dataset_name=row.name,
+                    metric_type=metric,
+                    metric_name=name,
+                    metric_value=round(statistics.fmean(values), 6),
+                )

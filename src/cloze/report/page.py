@@ -1,7 +1,7 @@
 """A run folder as one HTML page that needs nothing else: no script, no network, no other file."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +12,7 @@ from cloze.report.markup import compact, facts, figure, percent, section
 from cloze.report.noise import noise_table
 from cloze.report.plots import SMALL_PLOTS, comparable, loss_svg, small_svg
 from cloze.report.reading import Run, finite, read_run
+from cloze.report.scores import score_table
 
 NOTES = 100
 GLOSSARY = {
@@ -53,6 +54,7 @@ def render(run: Run) -> str:
         section("Where the gradient's noise comes from", (_noise(run),)),
         section("Which words are learnt", learnt),
         section("Blanks, filled in", (words.filled_examples(run.samples),)),
+        section("What the encoder can do", _evaluation(run)),
         section("How it was made", (_method(run), _tables(run), _recipe(run))),
         section("Notes", (_notes(run),)),
         glossary(GLOSSARY),
@@ -99,6 +101,18 @@ def _noise(run: Run) -> str:
         "row in one step pay where it is below 0. <code>cloze diagnose</code> measures more, and says what "
         "to change.</p>"
     )
+
+
+def _evaluation(run: Run) -> Iterator[str]:
+    """What `cloze evaluate` found, with a word where the run has gone on since then."""
+    found = run.evaluation
+    if found is None:
+        return
+    for suite in found.suites:
+        yield f"<h3>{escape(suite)}</h3>{score_table(found, suite)}"
+    steps = run.number("steps")
+    if found.step is not None and steps is not None and found.step != steps:
+        yield f'<p class="note">Measured after {found.step:,} steps; the run has gone on since then.</p>'
 
 
 def _method(run: Run) -> str:

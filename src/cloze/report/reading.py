@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cloze.errors import ClozeError
+from cloze.evaluation.results import FILE, Evaluation, read
 
 STEP_KEYS = (
     "step",
@@ -39,6 +40,7 @@ class Run:
     variance: list[dict[str, Any]]
     samples: dict[str, Any]
     recipe: str
+    evaluation: Evaluation | None
     missing: list[str]
 
     def number(self, key: str) -> float | None:
@@ -89,8 +91,17 @@ def read_run(folder: Path) -> Run:
         variance=variance,
         samples=samples,
         recipe=recipe,
+        evaluation=_evaluation(folder, missing),
         missing=missing,
     )
+
+
+def _evaluation(folder: Path, missing: list[str]) -> Evaluation | None:
+    try:
+        return read(folder)
+    except ClozeError:
+        missing.append(f"{FILE} (unreadable)")
+        return None
 
 
 def _read_text(path: Path, missing: list[str]) -> str:

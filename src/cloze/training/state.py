@@ -113,6 +113,18 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
+def writable_folder(folder: Path) -> Path:
+    """The --out folder of a command, made and found writable before minutes are spent."""
+    folder = folder.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClozeError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ClozeError(f"{folder}: cannot be written (no permission): choose another --out folder")
+    return folder
+
+
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Fill a new folder and put it in the place of `target`; at any moment one of them is whole."""
     temporary, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))

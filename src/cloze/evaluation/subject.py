@@ -1,0 +1,60 @@
+"""The model that is evaluated, whoever made it: a run of cloze, or any encoder that transformers loads."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from cloze.data.hub import offline
+from cloze.data.tokenizers import load_tokenizer
+from cloze.fill import model_folder
+from cloze.models.build import check_head, load_body, load_masked_lm
+from cloze.models.encoder import Encoder, isolate, position_offset
+
+
+class Subject:
+    """A model, opened as each suite needs it.
+
+    Args:
+        model: a run's folder, a model folder or a hub id.
+
+    Errors: `ClozeError` where there is no model, or its tokenizer has no mask token or is not a fast one.
+
+    Attributes:
+        name: as the user gave it. path: the model folder, or the hub id.
+        device: where it is evaluated.
+    """
+
+    def __init__(self, model: str | Path):
+        self.name, self.path = str(model), model_folder(model)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Its tokenizer."""
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def masked_lm(self) -> Encoder:
+        """The model with its masked-LM head, without dropout. Errors: it has no such head."""
+        model = load_masked_lm(self.path)
+        check_head(model, self.name)
+        return isolate(model.eval()).to(self.device).eval()
+
+    def body(self) -> PreTrainedModel:
+        """A new copy of the encoder without a head, in float32 and without dropout (`eval`).
+
+        Each call loads it afresh, so everything that is fine-tuned starts from the same weights.
+        """
+        return load_body(self.path).eval().to(self.device)
+
+    @cached_property
+    def longest(self) -> int:
+        """Greatest number of tokens of a sequence, special tokens included."""
+        local = Path(self.path).exists() or offline()
+        config = AutoConfig.from_pretrained(self.path, local_files_only=local, trust_remote_code=False)
+        positions = getattr(config, "max_position_embeddings", None) or 2**31
+        return min(positions - position_offset(config), int(self.tokenizer.model_max_length))

@@ -1,0 +1,9 @@
+"""The suites by name."""
+
+from __future__ import annotations
+
+from cloze.evaluation.suites import heldout, minimal_pairs
+from cloze.evaluation.suites.base import Suite
+
+_ALL: tuple[Suite, ...] = (heldout.SUITE, minimal_pairs.SUITE)
+SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}

@@ -1,0 +1,57 @@
+"""What an evaluation suite is: from a model and data to scores of tasks.
+
+A suite is one file here with a `Suite` in it, named in `SUITES` (`suites/__init__.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cloze.evaluation.subject import Subject
+
+Scores: TypeAlias = dict[str, dict[str, list[float]]]
+"""Task, metric, and a value for each seed: one value where nothing is drawn at random."""
+
+Meter: TypeAlias = Callable[[str, int, int], None]
+"""Told what is being done, how far it is, and of how much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user chose, the same for all suites.
+
+    Attributes:
+        data: place of the suite's data: a file, a folder, or a hub id where a suite says so; None: not given.
+        seeds: how many seeds, 0 to seeds - 1, where something is drawn or trained.
+        tasks: only these; empty: all that are found.
+        columns: names of the text columns and then of the label's, where they cannot be guessed.
+        probe: a frozen encoder with a logistic regression in place of fine-tuning.
+        length: most tokens of a sequence; None: the suite's own.
+        meter: is told how far the suite is.
+    """
+
+    data: str | None = None
+    seeds: int = 5
+    tasks: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    probe: bool = False
+    length: int | None = None
+    meter: Meter = lambda what, done, total: None
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A suite.
+
+    Attributes:
+        name: as on the command line. about: one line for people.
+        run: measures; raises `ClozeError` in one line for every mistake that the user can mend.
+        main: the metric that tables show first, and whose mean over tasks is told, for each task.
+    """
+
+    name: str
+    about: str
+    run: Callable[[Subject, Options], Scores]
+    main: str

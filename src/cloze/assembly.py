@@ -46,6 +46,10 @@ class Parts:
 
 def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
     """The parts of a recipe on text that is open, with the networks on `device`."""
+    shared = corpus.shared()
+    if shared > 0.01:
+        message = "%.0f%% of the held-out text %s is in the training text as well: its loss is too good"
+        log.warning(message, 100 * shared, recipe.data.heldout.path)
     encoder = _encoder(recipe, corpus)
     vocabulary = vocabulary_of(corpus.tokenizer)
     counts = corpus.counts(encoder.vocabulary.weight.shape[0])

@@ -26,6 +26,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     columns: Sequence[str] = (),
     probe: bool = False,
+    epochs: int | None = None,
     length: int | None = None,
     out: str | Path | None = None,
     meter: Meter | None = None,
@@ -36,7 +37,7 @@ def evaluate(
         model: a run, a model folder or a hub id.
         suites: names of suites (`cloze.evaluation.suites.SUITES`).
         data: where their data is: a path for all, or a path for each suite by its name.
-        seeds, tasks, columns, probe, length: see `Options`.
+        seeds, tasks, columns, probe, epochs, length: see `Options`.
         out: folder for evaluation.json, evaluation.html; into a run's folder by default nothing is written.
         meter: is told how far it is.
 
@@ -51,7 +52,9 @@ def evaluate(
         raise ClozeError(f"--seeds {seeds}: at least 1 is needed")
     folder = None if out is None else writable_folder(Path(out))
     subject = Subject(model)
-    options = Options(seeds=seeds, tasks=tuple(tasks), columns=tuple(columns), probe=probe, length=length)
+    options = Options(
+        seeds=seeds, tasks=tuple(tasks), columns=tuple(columns), probe=probe, epochs=epochs, length=length
+    )
     if meter is not None:
         options = replace(options, meter=meter)
     found = {}
@@ -60,7 +63,8 @@ def evaluate(
             place = data.get(suite.name) if isinstance(data, Mapping) else data
             own = replace(options, data=None if place is None else str(place))
             found[suite.name] = suite.run(subject, own)
-    settings = {"seeds": seeds, "tasks": list(tasks), "columns": list(columns), "probe": probe}
+    settings = {"seeds": seeds, "tasks": list(tasks), "columns": list(columns)}
+    settings |= {"probe": probe, "epochs": epochs}
     result = Evaluation(str(model), found, settings, environment(subject.device, "fp32"))
     if folder is not None:
         write_json(folder / "evaluation.json", result.as_dict())

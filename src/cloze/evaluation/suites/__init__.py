@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloze.evaluation.suites.base import Suite
+from cloze.evaluation.suites.finetuning import CLASSIFY, PAIR, TAG
 
-_ALL: tuple[Suite, ...] = ()
+_ALL: tuple[Suite, ...] = (CLASSIFY, PAIR, TAG)
 SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}

@@ -279,6 +279,7 @@ def evaluate(
     probe: Annotated[
         bool, typer.Option("--probe", help="Frozen encoder and logistic regression: seconds, not minutes.")
     ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning; default: by size.")] = None,
     length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html; default: the run's.")
@@ -306,6 +307,7 @@ def evaluate(
             tasks=_split(tasks),
             columns=_split(columns),
             probe=probe,
+            epochs=epochs,
             length=length,
             out=out,
             meter=meter,

@@ -125,7 +125,7 @@ def _nearest(place: Path) -> str:
     return f"; there is {', '.join(close)} in {parent}" if close else f"; the folder {parent} is empty"
 
 
-def _lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path) -> Iterator[str]:
     """Lines of an UTF-8 file, unpacked, each with its line end as "\\n"."""
     number = 0
     try:
@@ -147,7 +147,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _texts(path: Path, text_split: TextSplit) -> Iterator[str]:
-    lines = _lines(path)
+    lines = text_lines(path)
     if text_split == "file":
         yield "".join(lines)
     elif text_split == "lines":
@@ -175,14 +175,14 @@ def _record(path: Path, number: int, line: str) -> Row:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         if not line.isspace():
             yield _record(path, number, line)
 
 
 def _json(path: Path) -> Iterator[Row]:
     """A .json file: an object a line, or (read as a whole) one array of objects, or one object."""
-    first = next((line for line in _lines(path) if not line.isspace()), "")
+    first = next((line for line in text_lines(path) if not line.isspace()), "")
     try:
         by_line = isinstance(json.loads(first), dict)
     except ValueError:
@@ -191,7 +191,7 @@ def _json(path: Path) -> Iterator[Row]:
         yield from _jsonl(path)
         return
     try:
-        content = json.loads("".join(_lines(path)))
+        content = json.loads("".join(text_lines(path)))
     except ValueError as error:
         raise ClozeError(f"{path}: is not JSON ({error})") from None
     for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
@@ -202,7 +202,7 @@ def _json(path: Path) -> Iterator[Row]:
 
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(_lines(path), strict=True)
+    reader = csv.reader(text_lines(path), strict=True)
     try:
         header = next(reader, [])
         for fields in reader:
@@ -214,7 +214,7 @@ def _csv(path: Path) -> Iterator[Row]:
 
 def _tsv(path: Path) -> Iterator[Row]:
     """Tab-separated text with a header and no quoting."""
-    lines = enumerate(_lines(path), start=1)
+    lines = enumerate(text_lines(path), start=1)
     header = next((line for _, line in lines), "").rstrip("\n").split("\t")
     for number, line in lines:
         if not line.isspace():

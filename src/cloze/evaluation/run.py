@@ -21,6 +21,8 @@ from cloze.training.state import writable_folder, write_json
 
 log = logging.getLogger("cloze")
 
+SETTINGS = ("data", "seeds", "columns", "probe", "epochs", "length")  # of `Options`, that are written down
+
 
 def evaluate(
     model: str | Path,
@@ -31,6 +33,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     columns: Sequence[str] = (),
     probe: bool = False,
+    epochs: int | None = None,
     length: int | None = None,
     out: str | Path | None = None,
     meter: Meter | None = None,
@@ -41,7 +44,7 @@ def evaluate(
         model: a run, a model folder or a hub id.
         suites: names of suites (`cloze.evaluation.suites.SUITES`).
         data: where their data is: a path for all, or a path for each suite by its name.
-        seeds, tasks, columns, probe, length: see `Options`.
+        seeds, tasks, columns, probe, epochs, length: see `Options`.
         out: folder for evaluation.json and evaluation.html; by default the run's, whose report and model card
             then have the results too, and none for other models. What was evaluated there before is kept. A
             suite that is done is written before the next one begins.
@@ -66,7 +69,9 @@ def evaluate(
     if folder is not None:
         folder = writable_folder(folder)
         kept = _earlier(folder, found, run)
-    options = Options(seeds=seeds, tasks=tuple(tasks), columns=tuple(columns), probe=probe, length=length)
+    options = Options(
+        seeds=seeds, tasks=tuple(tasks), columns=tuple(columns), probe=probe, epochs=epochs, length=length
+    )
     if meter is not None:
         options = replace(options, meter=meter)
     with quick_products():
@@ -75,7 +80,7 @@ def evaluate(
             own = replace(options, data=None if place is None else str(place))
             begin = time.perf_counter()
             scores = suite.run(subject, own)
-            settings = {name: getattr(own, name) for name in ("data", "seeds", "columns", "probe", "length")}
+            settings = {name: getattr(own, name) for name in SETTINGS}
             took = round(time.perf_counter() - begin, 2)
             how = Measurement(suite.name, list(scores), settings, environment(subject.device, "fp32"), took)
             found, kept = found.add(scores, how), kept.add(scores, how)

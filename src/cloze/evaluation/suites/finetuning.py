@@ -1,0 +1,65 @@
+"""The suites `classify`, `pair` and `tag`: fine-tuning, or a probe, on labelled data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cloze.errors import ClozeError
+from cloze.evaluation.finetuning.columns import Shape
+from cloze.evaluation.finetuning.probe import probe
+from cloze.evaluation.finetuning.protocol import Protocol
+from cloze.evaluation.finetuning.tasks import find_tasks
+from cloze.evaluation.finetuning.train import finetune
+from cloze.evaluation.subject import Subject
+from cloze.evaluation.suites.base import Options, Scores, Suite
+
+
+def run(shape: Shape, subject: Subject, options: Options) -> Scores:
+    """Fine-tune on each task of a shape, or probe."""
+    protocol = _protocol(subject, options)
+    tasks = find_tasks(shape, options.data, options.tasks, options.columns)
+    runs = 1 if options.probe else options.seeds + len(protocol.learning_rates)
+    done = 0
+
+    def tick(what: str) -> None:
+        nonlocal done
+        options.meter(what, done, runs * len(tasks))
+        done += 1
+
+    found: Scores = {}
+    for task in tasks:
+        if options.probe:
+            tick(f"{task.name}: probe")
+            found[task.name] = probe(subject, task, protocol)
+        else:
+            found[task.name] = finetune(subject, task, protocol, options.seeds, tick)
+    return found
+
+
+def _protocol(subject: Subject, options: Options) -> Protocol:
+    protocol = replace(Protocol(), epochs=options.epochs)
+    if options.epochs is not None and options.epochs < 1:
+        raise ClozeError(f"--epochs {options.epochs}: at least 1 is needed")
+    if options.length is not None and not 8 <= options.length <= subject.longest:
+        raise ClozeError(f"--length {options.length}: this model takes from 8 to {subject.longest} tokens")
+    return replace(protocol, length=options.length or min(protocol.length, subject.longest))
+
+
+CLASSIFY = Suite(
+    name="classify",
+    about="fine-tuning on texts with a class each, or a probe",
+    run=lambda subject, options: run("classify", subject, options),
+    main="accuracy",
+)
+PAIR = Suite(
+    name="pair",
+    about="fine-tuning on pairs of texts with a class or a number each, or a probe",
+    run=lambda subject, options: run("pair", subject, options),
+    main="accuracy",
+)
+TAG = Suite(
+    name="tag",
+    about="fine-tuning on words with a tag each (entities by F1), or a probe",
+    run=lambda subject, options: run("tag", subject, options),
+    main="f1",
+)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 from cloze.corruption.view import View
 from cloze.data.loader import special_tokens
-from cloze.data.units import UnitRule, unit_starts
+from cloze.data.units import UnitRule
 from cloze.models.encoder import Encoder
 from cloze.models.vocabulary_loss import vocabulary_loss
 
-FORWARD_TOKENS = {"cpu": 4096, "cuda": 65_536}
+FORWARD_TOKENS = {"cpu": 2048, "cuda": 65_536}
+_AT_ONCE = 1024  # sentences whose encodings, which are large, are alive at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,18 @@ class Splitter:
 
     def __call__(self, sentences: Sequence[str]) -> list[Tokens]:
         """The tokens of each sentence; one of white space has none that are scored."""
-        found = []
-        for encoding in self._backend.encode_batch(sentences, add_special_tokens=False):
-            units = unit_starts(self._rule, encoding).cumsum() - 1
-            outside = [np.full(len(part), -1) for part in (self.prefix, self.suffix)]
-            ids = np.array([*self.prefix, *encoding.ids, *self.suffix], np.int64)
-            found.append(Tokens(ids, np.concatenate([outside[0], units, outside[1]])))
-        return found
+        parts = (sentences[start : start + _AT_ONCE] for start in range(0, len(sentences), _AT_ONCE))
+        return [tokens for part in parts for tokens in self._split(part)]
+
+    def _split(self, sentences: Sequence[str]) -> Iterator[Tokens]:
+        encodings = self._backend.encode_batch(sentences, add_special_tokens=False)
+        bounds = np.cumsum([0, *map(len, encodings)])
+        ids = np.concatenate([np.array(encoding.ids, np.int64) for encoding in encodings])
+        starts = self._rule.starts(encodings, ids, bounds)
+        for first, last in pairwise(bounds.tolist()):
+            units = np.full(len(self.prefix) + last - first + len(self.suffix), -1)
+            units[len(self.prefix) : len(self.prefix) + last - first] = starts[first:last].cumsum() - 1
+            yield Tokens(np.concatenate([self.prefix, ids[first:last], self.suffix]).astype(np.int64), units)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from cloze.errors import ClozeError
 from cloze.evaluation.results import FILE, Evaluation, Measurement, read
 from cloze.evaluation.subject import Subject
 from cloze.evaluation.suites import SUITES
-from cloze.evaluation.suites.base import Meter, Options, Suite
+from cloze.evaluation.suites.base import Meter, Options, Scores, Suite
 from cloze.report.environment import environment
 from cloze.training.precision import quick_products
 from cloze.training.state import writable_folder, write_json
@@ -64,11 +64,12 @@ def evaluate(
     subject = Subject(model)
     run = run_folder(model)
     folder = run if out is None else Path(out)
-    found = Evaluation(str(model), _step(run))
-    kept = found
+    found = kept = Evaluation(str(model), _step(run))
+    own = False
     if folder is not None:
         folder = writable_folder(folder)
-        kept = _earlier(folder, found, run)
+        own = run is not None and folder.resolve() == run.resolve()
+        kept = _earlier(folder, found, own)
     options = Options(
         seeds=seeds, tasks=tuple(tasks), columns=tuple(columns), probe=probe, epochs=epochs, length=length
     )
@@ -77,16 +78,21 @@ def evaluate(
     with quick_products():
         for suite in chosen:
             place = data.get(suite.name) if isinstance(data, Mapping) else data
-            own = replace(options, data=None if place is None else str(place))
-            begin = time.perf_counter()
-            scores = suite.run(subject, own)
-            settings = {name: getattr(own, name) for name in SETTINGS}
-            took = round(time.perf_counter() - begin, 2)
-            how = Measurement(suite.name, list(scores), settings, environment(subject.device, "fp32"), took)
+            mine = replace(options, data=None if place is None else str(place))
+            scores, how = _measure(suite, subject, mine)
             found, kept = found.add(scores, how), kept.add(scores, how)
             if folder is not None:
-                _write(kept, folder, run)
+                _write(kept, folder, own)
     return found
+
+
+def _measure(suite: Suite, subject: Subject, options: Options) -> tuple[Scores, Measurement]:
+    begin = time.perf_counter()
+    scores = suite.run(subject, options)
+    seconds = round(time.perf_counter() - begin, 2)
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    made = environment(subject.device, "fp32")
+    return scores, Measurement(suite.name, list(scores), settings, made, seconds)
 
 
 def run_folder(model: str | Path) -> Path | None:
@@ -112,12 +118,12 @@ def _step(run: Path | None) -> int | None:
         return None
 
 
-def _earlier(folder: Path, new: Evaluation, run: Path | None) -> Evaluation:
-    """What the folder has of the same model, to be added to. Errors: it has another model's."""
+def _earlier(folder: Path, new: Evaluation, own: bool) -> Evaluation:
+    """What a folder, perhaps the run's own, has of the same model already. Errors: it has another model's."""
     earlier = read(folder)
     if earlier is None:
         return new
-    if earlier.model != new.model and folder != run:
+    if earlier.model != new.model and not own:
         raise ClozeError(f"{folder / FILE} is of {earlier.model}: choose another --out folder")
     if earlier.step != new.step:
         log.warning("%s: results of step %s are dropped, the run has gone on", folder / FILE, earlier.step)
@@ -125,7 +131,7 @@ def _earlier(folder: Path, new: Evaluation, run: Path | None) -> Evaluation:
     return earlier
 
 
-def _write(evaluation: Evaluation, folder: Path, run: Path | None) -> None:
+def _write(evaluation: Evaluation, folder: Path, own: bool) -> None:
     from cloze.report.evaluation import write_evaluation
     from cloze.report.model_card import add_results
     from cloze.report.page import write_report  # matplotlib is slow to import
@@ -134,7 +140,7 @@ def _write(evaluation: Evaluation, folder: Path, run: Path | None) -> None:
     try:
         write_json(folder / FILE, content)
         write_evaluation(content, folder)
-        if folder == run:
+        if own:
             write_report(folder)
             add_results(folder / "model" / "README.md", evaluation)
     except OSError as error:

@@ -6,9 +6,10 @@ import logging
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from huggingface_hub import EvalResult, ModelCard
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from cloze.evaluation.results import Evaluation, table_rows
 from cloze.recipes.schema import Recipe
@@ -69,12 +70,13 @@ def add_results(path: Path, evaluation: Evaluation) -> None:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             card = ModelCard(file.read())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         log.warning("%s: the scores are not in the model card (%s)", path, " ".join(str(error).split())[:200])
         return
-    others = [r for r in card.data.eval_results or [] if r.task_name not in evaluation.suites]
-    card.data.model_name = card.data.model_name or evaluation.model
-    card.data.eval_results = [*others, *_results(evaluation)]
+    data = cast(ModelCardData, card.data)
+    others = [r for r in data.eval_results or [] if r.task_name not in evaluation.suites]
+    data.model_name = data.model_name or evaluation.model
+    data.eval_results = [*others, *_results(evaluation)]
     temporary = path.with_name(f".{path.name}.tmp")
     card.save(temporary)
     temporary.replace(path)

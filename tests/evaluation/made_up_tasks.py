@@ -14,7 +14,7 @@ from tokenizers import processors
 
 from cloze.evaluation.finetuning.protocol import Protocol
 
-FAST = Protocol(learning_rates=(1e-3, 3e-3), updates=100, epochs_between=(3, 12), batch=16, length=32)
+FAST = Protocol(learning_rates=(1e-3, 3e-3), updates=120, epochs_between=(3, 12), batch=16, length=32)
 """For models of two layers x 32."""
 
 Record = dict[str, Any]
@@ -29,7 +29,7 @@ def save_encoder(folder: Path, family: str = "bert", **changes: Any) -> Path:
         special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
     )
     tokenizer.save_pretrained(folder)
-    tiny_model(family, **changes).save_pretrained(folder)
+    tiny_model(family, **({"initializer_range": 0.05} | changes)).save_pretrained(folder)
     return folder
 
 
@@ -83,10 +83,15 @@ def records(make: Callable[[random.Random], Record], size: int, seed: int) -> li
 
 
 def shuffled(rows: Sequence[Record], column: str) -> list[Record]:
-    """The same records, each with the label of another."""
-    labels = [row[column] for row in rows]
+    """The same records with their labels (or the tags of their words) in random places."""
+    nested = [row[column] if isinstance(row[column], list) else [row[column]] for row in rows]
+    labels = [label for some in nested for label in some]
     random.Random(1).shuffle(labels)
-    return [row | {column: label} for row, label in zip(rows, labels, strict=True)]
+    drawn = [[labels.pop() for _ in some] for some in nested]
+    return [
+        row | {column: some if isinstance(row[column], list) else some[0]}
+        for row, some in zip(rows, drawn, strict=True)
+    ]
 
 
 def write(folder: Path, name: str, rows: Sequence[Record]) -> Path:

@@ -75,7 +75,7 @@ def test_each_word_has_its_first_token(algorithm: Any, length: int) -> None:
     assert sum(len(places) for places in found.places) == len(words)
     assert max(len(ids) for ids in found.ids) <= length
     if length == 12:
-        assert len(found) > 4, "long sentences are cut, no word is lost"
+        assert len(found) > 2, "long sentences are cut, no word is lost"
     at = iter(words)
     for ids, places in zip(found.ids, found.places, strict=True):
         for place in places:
@@ -117,7 +117,7 @@ GOOD = records(tagged, 12, 0)
         (GOOD, "\n\n", "the test split is empty"),
         (GOOD, "w5 B-Z\n", r"the label 'B-Z' \(record 1\) is not in train, which has O, B-X, I-X, B-Y"),
         (
-            [{"tokens": r["tokens"], "tags": ["O"] * 8} for r in GOOD],
+            [{"tokens": r["tokens"], "tags": ["O"] * len(r["tags"])} for r in GOOD],
             "w5 O\n",
             "labels are 'O'; a task needs",
         ),

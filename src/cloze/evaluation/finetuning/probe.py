@@ -37,7 +37,7 @@ def probe(subject: Subject, task: Task, protocol: Protocol) -> dict[str, list[fl
     best = protocol.probe_strengths[int(np.argmax(merits))]
     whole = np.concatenate([fit, choice]), np.concatenate([task.targets(part) for part in parts])
     model = Linear(task).fit(*whole, best)
-    found = {}
+    found: dict[str, list[float]] = {}
     for suffix, examples in task.reported.items():
         scores = task.score(examples, model.predict(features(examples)))
         found |= {metric + suffix: [value] for metric, value in scores.items()}

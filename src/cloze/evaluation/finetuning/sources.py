@@ -157,7 +157,8 @@ def _of_hub(data: str, tasks: Sequence[str]) -> list[Source]:
             f"{what}: the hub cannot be reached, and there is no such folder; give --data FOLDER"
         )
     found = []
-    for task in tasks or [None]:
+    wanted: Sequence[str | None] = tasks or [None]
+    for task in wanted:
         name = task if task is None or data != glue.HUB else glue.plain(task)
         try:
             splits = load_dataset(data, name)

@@ -39,8 +39,8 @@ def find_tasks(
     if not fitting:
         raise others[0]
     if names:
-        for error in others:
-            _log.info("left out of %s: %s", shape, error)
+        for other in others:
+            _log.info("left out of %s: %s", shape, other)
     return [build_task(shape, source, chosen) for source, chosen in fitting]
 
 

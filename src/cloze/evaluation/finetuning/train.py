@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,40 +80,44 @@ class Tuner:
 
     def train(self, fit: Part, choice: Part, rate: float, seed: int) -> tuple[float, Tuned]:
         """Train on `fit`; the model after the epoch that is best on `choice`, and how good it is there."""
-        protocol, device = self.protocol, self.subject.device
+        protocol, outputs = self.protocol, max(1, len(self.task.labels))
         torch.manual_seed(seed)  # of the head, then of dropout
         draw = np.random.default_rng(seed)
-        model = Tuned(self.subject.body(), max(1, len(self.task.labels)), protocol.dropout).to(device)
+        model = Tuned(self.subject.body(), outputs, protocol.dropout).to(self.subject.device)
         choices = OptimizerChoice(learning_rate=rate, weight_decay=protocol.weight_decay)
         (optimizer,) = build_optimizers(model, choices)
         schedule = Schedule(kind="linear", warmup=protocol.warmup)
-        epochs = protocol.epochs_of(len(fit.sequences))
-        steps = epochs * protocol.steps_of(len(fit.sequences))
-        targets = _standardised(fit.targets) if self.task.kind == "numbers" else fit.targets
-        of_sequence = np.split(targets, np.cumsum(fit.sequences.items())[:-1])
-        best, state, step = -np.inf, copy.deepcopy(model.state_dict()), 0
-        for _ in range(epochs):
+        size = len(fit.sequences)
+        epochs, each = protocol.epochs_of(size), protocol.steps_of(size)
+        best, state = -np.inf, copy.deepcopy(model.state_dict())
+        for epoch in range(epochs):
             model.train()
-            for chosen in training_batches(fit.sequences, protocol.batch, draw):
+            losses = self._losses(model, fit, training_batches(fit.sequences, protocol.batch, draw))
+            for step, loss in enumerate(losses, start=epoch * each):
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * schedule.factor(step, steps)
-                wanted = torch.from_numpy(np.concatenate([of_sequence[i] for i in chosen])).to(device)
-                outputs = model(collate(fit.sequences, chosen, self.pad, device))
+                    group["lr"] = rate * schedule.factor(step, epochs * each)
                 optimizer.zero_grad()
-                self._loss(outputs, wanted).backward()
+                loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), protocol.clip)
                 optimizer.step()
-                step += 1
             merit = self.task.merit(choice.examples, self.predict(model, choice))
             if merit > best:
                 best, state = merit, copy.deepcopy(model.state_dict())
         model.load_state_dict(state)
         return best, model
 
-    def _loss(self, outputs: Tensor, wanted: Tensor) -> Tensor:
-        if self.task.kind == "numbers":
-            return nn.functional.mse_loss(outputs[:, 0], wanted)
-        return nn.functional.cross_entropy(outputs, wanted)
+    def _losses(self, model: Tuned, part: Part, batches: Iterable[list[int]]) -> Iterator[Tensor]:
+        """The mean loss of each batch."""
+        numbers = self.task.kind == "numbers"
+        targets = _standardised(part.targets) if numbers else part.targets
+        of_sequence = np.split(targets, np.cumsum(part.sequences.items())[:-1])
+        for chosen in batches:
+            outputs = model(collate(part.sequences, chosen, self.pad, self.subject.device))
+            wanted = torch.from_numpy(np.concatenate([of_sequence[i] for i in chosen])).to(outputs.device)
+            if numbers:
+                yield nn.functional.mse_loss(outputs[:, 0], wanted)
+            else:
+                yield nn.functional.cross_entropy(outputs, wanted)
 
     def predict(self, model: Tuned, part: Part) -> np.ndarray:
         """[items]: class ids, or numbers (standardised: correlations do not notice)."""
@@ -132,6 +136,11 @@ def finetune(
     """
     tuner = Tuner(subject, task, protocol)
     fit, choice = (tuner.part(examples) for examples in protocol.split(task))
+    cut = np.mean([len(ids) >= protocol.length for ids in fit.sequences.ids])
+    if task.shape != "tag" and cut > 0.05:
+        _log.info(
+            "%s: %.0f%% of the texts are cut at %d tokens (--length)", task.name, 100 * cut, protocol.length
+        )
     rate = _search(tuner, protocol, fit, choice, tick)
     reported = {suffix: tuner.part(examples) for suffix, examples in task.reported.items()}
     found: dict[str, list[float]] = {}

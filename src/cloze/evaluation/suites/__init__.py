@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from cloze.evaluation.suites.base import Suite
+from cloze.evaluation.suites.retrieve import RETRIEVE
+from cloze.evaluation.suites.sentences import SENTENCES
+from cloze.evaluation.suites.words import WORDS
 
-_ALL: tuple[Suite, ...] = ()
+_ALL: tuple[Suite, ...] = (SENTENCES, WORDS, RETRIEVE)
 SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}

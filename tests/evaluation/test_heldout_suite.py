@@ -84,8 +84,9 @@ def test_pseudo_perplexity_is_that_of_one_mask_at_a_time(
     scores = run(stock, data=str(words))["words.txt"]
     model = AutoModelForMaskedLM.from_pretrained(stock).eval()
     losses = []
-    text = words.read_text("utf-8")
-    for document in text.split("\n\n"):
+    documents = words.read_text("utf-8").split("\n\n")
+    characters = sum(map(len, documents))
+    for document in documents:
         ids = word_tokenizer()(document, return_tensors="pt")["input_ids"]
         assert ids.shape == (1, 42)
         for place in range(1, 41):
@@ -96,10 +97,10 @@ def test_pseudo_perplexity_is_that_of_one_mask_at_a_time(
             losses.append(-float(logits.log_softmax(0)[ids[0, place]]))
     mean = sum(losses) / len(losses)
     assert scores["pseudo_perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
-    bits = sum(losses) / math.log(2) / len(text)
+    bits = sum(losses) / math.log(2) / characters
     assert scores["pseudo_bits_per_character"] == pytest.approx(bits, rel=1e-4)
     assert scores["pseudo_bits_per_character_word_l2r"] == pytest.approx(bits, rel=1e-4)  # words of one token
-    expected = scores["loss"] / math.log(2) * len(losses) / len(text)
+    expected = scores["loss"] / math.log(2) * len(losses) / characters
     assert scores["bits_per_character"] == pytest.approx(expected)
 
 
@@ -114,23 +115,26 @@ def test_a_part_of_the_text_is_taken_evenly(stock: Path, words: Path) -> None:
 
 
 def test_bits_are_counted_by_characters(words: Path, tmp_path: Path) -> None:
-    """To a model of zeros all tokens are as improbable: 7 bits for each, of one character or of many."""
-    texts = [words.read_text("utf-8")] * 20
+    """A model of zeros needs as many bits for every token, of one character or of several."""
+    documents = words.read_text("utf-8").split("\n\n")
     found = {}
     for algorithm in ("characters", "bpe"):
-        tokenizer = train_tokenizer(texts, algorithm, 128, False)
-        model = tiny_model("bert", vocab_size=128)
+        tokenizer = train_tokenizer(documents * 20, algorithm, 320, False)
+        model = tiny_model("bert", vocab_size=320)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
         tokenizer.save_pretrained(tmp_path / algorithm)
         model.save_pretrained(tmp_path / algorithm)
-        found[algorithm] = run(tmp_path / algorithm, data=str(words))["words.txt"]
-    for scores in found.values():
-        assert scores["loss"] == pytest.approx(math.log(128), rel=1e-5)
-        assert scores["pseudo_perplexity"] == pytest.approx(128, rel=1e-4)
-    assert found["characters"]["bits_per_character"] == pytest.approx(7.0, rel=0.02)
-    assert found["bpe"]["bits_per_character"] < 4.0
+        scores = run(tmp_path / algorithm, data=str(words))["words.txt"]
+        tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in documents)
+        bits = math.log2(320) * tokens / sum(map(len, documents))
+        assert scores["loss"] == pytest.approx(math.log(320), rel=1e-5)
+        assert scores["pseudo_perplexity"] == pytest.approx(320, rel=1e-4)
+        for metric in (name for name in METRICS if "bits" in name):
+            assert scores[metric] == pytest.approx(bits, rel=1e-4)
+        found[algorithm] = bits
+    assert found["bpe"] < 0.6 * found["characters"]  # the control: they are not the same text to both
 
 
 def test_no_logits_of_all_tokens_exist(stock: Path, words: Path) -> None:

@@ -43,7 +43,9 @@ def test_groups_have_the_mean_of_their_tasks() -> None:
 
 
 def test_a_mean_over_tasks_keeps_the_seeds_apart() -> None:
-    assert mean({"a": {"f1": [0.2, 0.4]}, "b": {"f1": [0.4, 0.8]}}) == {"f1": [pytest.approx(0.3), 0.6]}
+    assert mean({"a": {"f1": [0.2, 0.4]}, "b": {"f1": [0.4, 0.8]}}) == {
+        "f1": [pytest.approx(0.3), pytest.approx(0.6)]
+    }
     assert mean({"a": {"f1": [0.2, 0.4]}, "b": {"f1": [0.5]}}) == {"f1": [pytest.approx(0.4)]}
     assert mean({"a": {"f1": [0.2]}, "b": {"mcc": [0.4]}}) == {}
     assert mean({}) == {}

@@ -152,7 +152,7 @@ def main() -> None:
     kinds = ", ".join(f"{kind.replace('_', ' ')} {peak / 1e9:.0f}" for kind, peak in peaks.items())
     print(f"limits in GFLOP/s: {kinds}; copy {copy:.0f} GB/s")
     for key, ratio in result["ratios"].items():
-        print(f"{key:<24}{words(ratio, '.2f')}")
+        print(f"{key:<36}{words(ratio, '.2f')}")
     settings = {k: v for k, v in vars(chosen).items() if k not in ("json", "data", "arms")}
     limits = {"before": before, "after": after}
     result |= {"limits": limits, "settings": settings | {"data": Path(chosen.data).name}}

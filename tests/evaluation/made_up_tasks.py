@@ -14,7 +14,7 @@ from tokenizers import processors
 
 from cloze.evaluation.finetuning.protocol import Protocol
 
-FAST = Protocol(learning_rates=(1e-3, 3e-3), updates=120, epochs_between=(3, 12), batch=16, length=32)
+FAST = Protocol(learning_rates=(1e-3, 3e-3), updates=150, epochs_between=(3, 15), batch=16, length=32)
 """For models of two layers x 32."""
 
 Record = dict[str, Any]

@@ -292,7 +292,7 @@ def test_the_command(encoder: Path, topics: Path, tmp_path: Path, cloze: Callabl
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text("utf-8"))
     cell = content["pair"]["same"]["macro_f1"]
     assert len(cell["values"]) == 2 and cell["std"] is not None
-    assert "same: learning rate 3e-05 (on the selection split, 3e-05: 0." in done.err
+    assert "(on the selection split, 3e-05: 0." in done.err
 
 
 ROWS = [{"text": f"w{5 + i} w6", "label": "xy"[i % 2]} for i in range(20)]

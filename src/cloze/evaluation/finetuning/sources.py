@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def find_sources(data: str | None, tasks: Sequence[str]) -> list[Source]:
 
 
 def _name(folder: Path) -> str:
-    name = folder.resolve().name
+    name = Path(os.path.abspath(folder)).name  # of a link: its own
     return glue.plain(name) if glue.plain(name) in glue.METRICS else name
 
 

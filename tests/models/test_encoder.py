@@ -234,7 +234,7 @@ def test_probes_fit_short_models_and_padding_may_be_longer(longest: int) -> None
 def test_positions_start_behind_the_padding_index(family: str, first: int) -> None:
     model = tiny_model(family)
     encoder = isolate(model)
-    assert position_offset(model) == encoder.offset == first
+    assert position_offset(model.config) == encoder.offset == first
     assert encoder.longest() == 322 - first
     n = encoder.longest()
     (sample,) = make_samples([n - 2])

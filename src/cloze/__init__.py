@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 from cloze.errors import ClozeError
 
 if TYPE_CHECKING:
+    from cloze.comparison.result import Comparison
+    from cloze.comparison.run import compare
     from cloze.diagnosis.result import Diagnosis
     from cloze.diagnosis.run import diagnose
     from cloze.run import Run, pretrain
 
-__all__ = ["ClozeError", "Diagnosis", "Run", "diagnose", "pretrain"]
+__all__ = ["ClozeError", "Comparison", "Diagnosis", "Run", "compare", "diagnose", "pretrain"]
 __version__ = "0.1.0"
 
 
 _PLACES = {
+    "Comparison": "cloze.comparison.result",
     "Diagnosis": "cloze.diagnosis.result",
     "Run": "cloze.run",
+    "compare": "cloze.comparison.run",
     "diagnose": "cloze.diagnosis.run",
     "pretrain": "cloze.run",
 }

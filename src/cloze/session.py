@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from dataclasses import replace
-from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -28,7 +27,6 @@ from transformers.utils import logging as hf_logging
 
 from cloze.assembly import assemble, open_text
 from cloze.data.corpus import Corpus, Progress
-from cloze.data.tokenizers import identity
 from cloze.diagnosis import online
 from cloze.errors import ClozeError
 from cloze.evaluation.heldout import HeldOutResult
@@ -205,11 +203,7 @@ class Session:
 
     def _compare_text(self, corpus: Corpus, state: State, force: bool) -> None:
         """Refuse to go on with another text unless forced, and with another tokenizer at all."""
-        stores = [store.fingerprint for store in (*corpus.stores, *corpus.held_out)]
-        found = {
-            "tokenizer": _digest(identity(corpus.tokenizer)),
-            "text": _digest([stores, corpus.limits]),
-        }
+        found = corpus.digests()
         if state.data.get("tokenizer", found["tokenizer"]) != found["tokenizer"]:
             raise ClozeError(
                 f"{self.folder}: its text has changed and gives another tokenizer: use another --out folder, "
@@ -437,7 +431,3 @@ class Session:
             self.recipe, self.parts, self.state, self.unigram, self.accelerator.device, self.objects
         )
         return numbers | {"status": status}
-
-
-def _digest(content: Any) -> str:
-    return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""Counted operations: what attention sees, and the cost of a step (tests/test_benchmarks.py counts a real one)."""
+"""Counted operations: what attention sees, and the cost of a step (test_benchmarks.py counts a real one)."""
 
 from __future__ import annotations
 

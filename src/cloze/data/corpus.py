@@ -22,7 +22,7 @@ from cloze.data.files import TextSplit, find, looks_local
 from cloze.data.heldout import HeldOut
 from cloze.data.loader import Loader, special_tokens
 from cloze.data.prepare import prepare
-from cloze.data.rows import Layout, Rows, build_rows, count_tokens, held_out_threshold
+from cloze.data.rows import Layout, Rows, build_rows, count_tokens, held_out_threshold, section_totals
 from cloze.data.sections import section_hash, split_sections
 from cloze.data.sources import Source, fingerprint, read
 from cloze.data.store import INDEX, Store
@@ -130,6 +130,21 @@ class Corpus:
             counts = count_tokens(store, limit, held_out=False, size=size)
             total += counts * (weight / max(1, counts.sum()) if len(self.stores) > 1 else 1.0)
         return total
+
+    def held_out_totals(self) -> tuple[int, int]:
+        """Tokens and characters of the held-out text."""
+        limits = self.limits if self.held_out is self.stores else (None,) * len(self.held_out)
+        found = [section_totals(store, limit) for store, limit in zip(self.held_out, limits, strict=True)]
+        return sum(tokens for tokens, _ in found), sum(characters for _, characters in found)
+
+    def digests(self) -> dict[str, str]:
+        """Digests of the tokenizer, and of the text with its split: equal ones are the same."""
+        stores = [store.fingerprint for store in (*self.stores, *self.held_out)]
+        contents = {"tokenizer": identity(self.tokenizer), "text": [stores, self.limits]}
+        return {
+            name: hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+            for name, content in contents.items()
+        }
 
     def layout(self, length: int, longest: int, alone: bool) -> Layout:
         """Rows of `length` tokens for this corpus' tokenizer."""

@@ -84,6 +84,18 @@ def held_out_threshold(stores: Iterable[Store], config: HeldOut) -> int:
     return threshold(((part.section_hashes, _sections(part)[1]) for part in parts), config)
 
 
+def section_totals(store: Store, limit: int | None) -> tuple[int, int]:
+    """Tokens and characters of the sections whose hash is not above `limit`; None: of all sections."""
+    tokens = characters = 0
+    for part in store.parts():
+        held = np.ones(part.section_hashes.size, bool)
+        if limit is not None:
+            held = part.section_hashes <= np.uint64(limit)
+        tokens += int(_sections(part)[1][held].sum())
+        characters += int(part.section_chars[held].sum(dtype=np.int64))
+    return tokens, characters
+
+
 def build_rows(store: Store, layout: Layout, limit: int | None, held_out: bool) -> Rows:
     """Rows of the sections whose hash is above `limit` (or, `held_out`, not above); None: all sections.
 

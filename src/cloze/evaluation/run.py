@@ -46,7 +46,7 @@ def evaluate(
     Errors: `ClozeError` for every mistake that the user can mend.
     """
     names = [suites] if isinstance(suites, str) else list(suites)
-    chosen = [_suite(name) for name in names]
+    chosen = [suite_of(name) for name in names]
     if seeds < 1:
         raise ClozeError(f"--seeds {seeds}: at least 1 is needed")
     folder = None if out is None else writable_folder(Path(out))
@@ -67,7 +67,8 @@ def evaluate(
     return result
 
 
-def _suite(name: str) -> Suite:
+def suite_of(name: str) -> Suite:
+    """The suite of that name. Errors: there is none."""
     if name not in SUITES:
         close = difflib.get_close_matches(name, SUITES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(SUITES)}"

@@ -45,7 +45,7 @@ def test_a_row_for_each_recipe() -> None:
     assert rows[0] == "2 of 4 runs, 1m 10s of training left"
     assert [r.split() for r in rows[2:]] == [
         ["mlm", "1/2", "60%", "6.250", "5.0000"],
-        ["a-recipe-with-a-name-that-is-long…", "1/2", "4.7500", "−0.2500"],
+        ["a-recipe-with-a-name-that-is-longer-tha…", "1/2", "4.7500", "−0.2500"],
     ]
     assert "warning: something is odd" in whole
 
@@ -53,6 +53,7 @@ def test_a_row_for_each_recipe() -> None:
 def test_plain_lines_where_there_is_no_terminal() -> None:
     whole, _ = shown(terminal=False)
     assert whole.splitlines() == [
+        "0 of 4 runs, 3m 20s of training left",
         "1/4  mlm, seed 0: held-out loss 5.0000",
         "2/4  a-recipe-with-a-name-that-is-longer-than-the-column, seed 0: held-out loss 4.7500",
         "warning: something is odd",

@@ -275,7 +275,7 @@ def test_suites_are_measured_once_on_every_run(
     def score(subject: Subject, options: Options) -> Scores:
         measured.append(Path(subject.name).name)
         assert (options.data, options.seeds) == ("there", 1)
-        norm = float(subject.body().get_input_embeddings().weight.norm())  # type: ignore[union-attr]
+        norm = float(subject.body().get_input_embeddings().weight.detach().norm())  # type: ignore[union-attr]
         return {"norm": {"size": [norm], "other": [0.0]}, "loss": {"size": [1.0, 3.0]}}
 
     monkeypatch.setitem(suites.SUITES, "fake", Suite("fake", "of the tests", score, "size"))
@@ -301,7 +301,13 @@ def test_the_command(copied: Path, corpus: Path, tiny: tuple[str, ...], cloze: C
     result = cloze(*command, "--budget", "6steps")
     assert result.code == 0, result.err
     assert max(len(line) for line in result.out.splitlines() if str(copied) not in line) <= 80
-    for words in ("Held-out loss", "mlm rate=0.3", "To mlm rate=0.", "Verdict", str(copied / "report.html")):
+    for words in (
+        "Held-out loss",
+        "mlm rate=0.3",
+        "Baseline's loss, x less",
+        "Verdict",
+        str(copied / "report.html"),
+    ):
         assert words in result.out
     assert "4/4  mlm rate=0.3, seed 1: held-out loss" in result.err
     refused = cloze(*command, "--budget", "7steps")

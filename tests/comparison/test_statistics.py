@@ -34,6 +34,12 @@ def test_one_seed_has_no_interval() -> None:
     assert mean_interval([]) == Estimate(None, None, None)
 
 
+def test_equal_differences_have_no_interval() -> None:
+    """A coarse metric may give the same difference in all seeds by chance; that is no certainty."""
+    assert mean_interval([0.1, 0.3 - 0.2, 0.1]) == Estimate(pytest.approx(0.1), None, None)  # type: ignore[arg-type]
+    assert mean_interval([0.0, 0.0]) == Estimate(0.0, 0.0, 0.0)
+
+
 def test_the_table_of_the_docs() -> None:
     """Half the width of an interval by seeds and recipes, as docs/compare.md has it."""
     page = (Path(__file__).parent.parent.parent / "docs" / "compare.md").read_text("utf-8")

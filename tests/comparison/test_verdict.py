@@ -28,9 +28,9 @@ def test_a_difference_is_claimed_only_if_the_whole_interval_shows_it(
 
 
 def test_one_seed_claims_nothing_however_large_the_difference() -> None:
-    assert finding(Estimate(-5.0, None, None), True) == "one seed"
+    assert finding(Estimate(-5.0, None, None), True) == "no interval"
     assert "nothing is claimed" in sentence(
-        "spans", "mlm", "one seed", Estimate(-5.0, None, None), "nats", None
+        "spans", "mlm", "no interval", Estimate(-5.0, None, None), "nats", None
     )
 
 

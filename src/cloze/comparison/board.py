@@ -44,6 +44,8 @@ class Board:
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(self.table(), console=self.console, auto_refresh=False, transient=True)
             self._live.start()
+        else:
+            self.say(self._title())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -109,7 +109,8 @@ def search(
         each = whole.share(1.0 / (len(sizes) * size))
         plan = plan_in(folder / f"rung-{number}", arms, each, [SEED], folder / TIMES, progress)
         losses = {run.recipe: run.value(plan.metric) for run in runs_of(plan, watch)}
-        ranked = sorted(losses, key=lambda name: math.inf if losses[name] is None else losses[name])
+        order = {name: math.inf if loss is None else loss for name, loss in losses.items()}
+        ranked = sorted(order, key=order.__getitem__)
         rungs.append(Rung(str(each), {name: losses[name] for name in ranked}))
         left = sizes[number] if number < len(sizes) else 1
         arms = [arm for arm in arms if arm.name in ranked[:left]]

@@ -20,7 +20,10 @@ ALPHA = 0.05
 
 
 def mean_interval(values: Sequence[float], comparisons: int = 1) -> Estimate:
-    """Mean of independent values with its interval; one value has none.
+    """Mean of independent values with its interval.
+
+    One value has none, nor have values that are all the same but not 0: seeds do differ, so a metric that
+    does not show it is too coarse to tell by how much (such as an accuracy on few examples).
 
     Args:
         comparisons: how many intervals are to hold together.
@@ -29,9 +32,10 @@ def mean_interval(values: Sequence[float], comparisons: int = 1) -> Estimate:
     if n == 0:
         return Estimate(None, None, None)
     mean = statistics.fmean(values)
-    if n == 1:
+    spread = statistics.stdev(values) if n > 1 else 0.0
+    if n == 1 or 0.0 < 1e9 * spread < abs(mean) or (spread == 0.0 and mean != 0.0):
         return Estimate(mean, None, None)
-    half = t_quantile(n - 1, 1.0 - ALPHA / comparisons) * statistics.stdev(values) / math.sqrt(n)
+    half = t_quantile(n - 1, 1.0 - ALPHA / comparisons) * spread / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half)
 
 

@@ -9,7 +9,7 @@ from cloze.comparison.verdict import signed
 
 WIDTH, NAME = 80, 29
 TITLES = {"heldout_loss": "Held-out loss", "bits_per_character": "Bits per character"}
-_WORDS = {"better": "better", "worse": "worse", "not worse": "not worse", "open": "open"}
+_WORDS = {name: name for name in ("better", "worse", "not worse", "open", "diverged")}
 
 
 def lines(comparison: Comparison) -> list[str]:
@@ -43,7 +43,7 @@ def _metric(comparison: Comparison, metric: str) -> list[str]:
 
 
 def _row(mean: Mean, difference: Difference | None) -> str:
-    own = "diverged" if mean.mean is None else f"{mean.mean:.4f}"
+    own = "" if mean.mean is None else f"{mean.mean:.4f}"
     if mean.spread is not None:
         own += f" ±{mean.spread:.4f}"
     cell, word = "", ""
@@ -63,7 +63,7 @@ def _speedups(comparison: Comparison) -> list[str]:
     if not found:
         return []
     measures = [s.measure for s in next(iter(found.values()))]
-    title = f"To {_short(comparison.arms[0].recipe, 12)}'s, x less"
+    title = "Baseline's loss, x less"
     head = f"{title:<26}" + "".join(f"{measure:>18}" for measure in measures)
     return [
         head,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from cloze.variance.estimate import Estimate
 
-Finding = Literal["better", "worse", "not worse", "open", "one seed", "diverged", "missing"]
+Finding = Literal["better", "worse", "not worse", "open", "no interval", "diverged", "missing"]
 
 
 def finding(difference: Estimate, lower_is_better: bool, margin: float | None = None) -> Finding:
@@ -19,7 +19,7 @@ def finding(difference: Estimate, lower_is_better: bool, margin: float | None = 
     if difference.value is None:
         return "missing"
     if difference.low is None or difference.high is None:
-        return "one seed"
+        return "no interval"
     best, worst = difference.low, difference.high
     if not lower_is_better:
         best, worst = -worst, -best
@@ -56,7 +56,7 @@ def sentence(
         "worse": f"worse than {baseline}: {numbers}.",
         "not worse": f"no difference to {baseline} is shown, and {most}: {numbers}.",
         "open": f"no difference to {baseline} is shown: {numbers}.",
-        "one seed": f"{numbers} against {baseline} in one seed: no interval, so nothing is claimed.",
+        "no interval": f"{numbers} against {baseline}: there is no interval, so nothing is claimed.",
         "diverged": "a run diverged, so no difference is given.",
         "missing": "no run to compare yet.",
     }

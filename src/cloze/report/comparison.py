@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
@@ -36,7 +35,7 @@ WORDS = {
     "worse": "worse",
     "not worse": "not worse",
     "open": "no difference shown",
-    "one seed": "one seed, no claim",
+    "no interval": "no interval, no claim",
     "diverged": "a run diverged",
     "missing": "",
 }
@@ -86,7 +85,7 @@ def _verdict(found: Comparison) -> str:
 def _heldout(found: Comparison) -> str:
     means = [m for m in found.means if m.metric == found.metric]
     differences = {d.recipe: d for d in found.differences if d.metric == found.metric}
-    estimates = {name: asdict(d.estimate) for name, d in differences.items()}
+    estimates = {name: d.estimate for name, d in differences.items()}
     unit = UNITS[found.metric]
     drawing = figure(
         plots.intervals_svg(estimates, f"difference to {plots.plain(found.arms[0].recipe)}, {unit}"),
@@ -102,7 +101,7 @@ def _scores(means: Sequence[Mean], differences: dict[str, Difference], names: li
     rows = []
     for mean in means:
         d = differences.get(mean.recipe)
-        own = "diverged" if mean.mean is None else f"{mean.mean:.4f}"
+        own = NOTHING if mean.mean is None else f"{mean.mean:.4f}"
         own += f' <span class="dim">± {mean.spread:.4f}</span>' if mean.spread is not None else ""
         gap = NOTHING if d is None else with_interval(d.estimate) or NOTHING
         word = "baseline" if d is None else WORDS[d.finding]

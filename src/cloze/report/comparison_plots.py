@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cloze.comparison.curves import Line
 from cloze.report.plots import PALETTE, TIME_UNITS, finish, svg
+from cloze.variance.estimate import Estimate
 
 COLOURS = ("base", "model", "line-2", "line-3", "line-4", "line-5", "line-6", "line-7")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
@@ -76,22 +77,18 @@ def gaps_svg(lines: Sequence[Line], measure: str, unit: str) -> str | None:
     return svg(figure, f"gaps-{measure}", f"Difference to the baseline against {measure}")
 
 
-def intervals_svg(estimates: Mapping[str, Mapping[str, float | None]], unit: str) -> str | None:
+def intervals_svg(estimates: Mapping[str, Estimate], unit: str) -> str | None:
     """The final difference of each recipe to the baseline, with its interval."""
-    known = {name: e for name, e in estimates.items() if e.get("value") is not None}
-    if not known:
+    if all(e.value is None for e in estimates.values()):
         return None
     figure, axes = _figure(4.5, 0.75 + 0.3 * len(estimates))
     axes.axvline(0.0, color=PALETTE["base"], linewidth=1.6)
-    for number, (name, e) in enumerate(estimates.items(), start=1):
+    for number, e in enumerate(estimates.values(), start=1):
         colour = style_of(number)["color"]
-        if name not in known:
-            continue
-        if e.get("low") is not None and e.get("high") is not None:
-            axes.plot(
-                [e["low"], e["high"]], [number, number], color=colour, linewidth=2.2, solid_capstyle="butt"
-            )
-        axes.plot([e["value"]], [number], "o", color=colour, markersize=6)
+        if e.low is not None and e.high is not None:
+            axes.plot([e.low, e.high], [number, number], color=colour, linewidth=2.2, solid_capstyle="butt")
+        if e.value is not None:
+            axes.plot([e.value], [number], "o", color=colour, markersize=6)
     axes.set_yticks(range(1, len(estimates) + 1), [plain(name) for name in estimates])
     axes.set_ylim(len(estimates) + 0.6, 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(6))

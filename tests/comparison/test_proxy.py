@@ -69,7 +69,7 @@ def test_both_kinds_of_folders_are_read(proxy: Any, tmp_path: Path, capsys: Any,
     (tmp_path / "timing.json").write_text("{}")
     monkeypatch.setattr(sys, "argv", ["proxy.py", str(tmp_path), "--json", str(tmp_path / "out.json")])
     proxy.main()
-    assert "1 of 1      100%" in capsys.readouterr().out
+    assert "1 of 1     100%" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text())["shares"]["0.1"]["seeds"]["all"] == {
         "kept": 1,
         "of": 1,

@@ -14,9 +14,11 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from cloze.models.operations import operations as counted
 
 SQUARES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 AT_ONCE = {"cpu": 1, "cuda": 10}  # calls between two looks at the clock: a GPU is waited for at each
@@ -37,27 +39,12 @@ def operations(
     A multiplication and an addition are two; backward is twice forward. `share` of the tokens goes through
     the head (a dense layer and the vocabulary); the stock path has 1. `gated`: the feed-forward layer has
     three matrices (ModernBERT) and not two (BERT). Attention counts every pair of tokens in a row of
-    `length`; for packed samples and windows `length` is what a token sees, in the mean (`seen`).
+    `length`; for packed samples and windows `length` is what a token sees, in the mean
+    (`cloze.models.operations.seen`).
     """
     matrices = 4 * width**2 + (3 if gated else 2) * width * intermediate
-    attention = 2 * length * width  # queries with keys, weights with values
-    head = share * (width**2 + width * vocabulary)
-    return 6.0 * (layers * (matrices + attention) + head)
-
-
-def seen(lengths: Sequence[int], reaches: Sequence[int | None]) -> float:
-    """Tokens that a token sees, in the mean over the tokens of such samples and over the layers.
-
-    `reaches`: of each layer, how many tokens it sees on each side; None: the whole sample.
-    """
-    found = []
-    for reach in reaches:
-        pairs = 0
-        for length in lengths:
-            near = length - 1 if reach is None else min(reach, length - 1)
-            pairs += length * (2 * near + 1) - near * (near + 1)  # less what lies beyond the two ends
-        found.append(pairs / sum(lengths))
-    return statistics.mean(found)
+    head = width**2 + width * vocabulary
+    return counted(layers * matrices, head, 1.0, share, layers * length * width)
 
 
 def family_shape(family: str, width: int) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 
 from cloze.corruption.view import View
 from cloze.models.encoder import Encoder
-from cloze.models.visibility import Visibility
 from cloze.models.vocabulary_loss import vocabulary_loss
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -100,19 +99,6 @@ def test_products_are_the_operations_without_attention(benchmark: Any) -> None:
         listed = limits.products(**size, share=0.25, tokens=4096)
         linear = sum(6.0 * count * rows * a * b for count, rows, a, b in listed) / 4096
         assert linear == pytest.approx(limits.operations(**size, share=0.25, length=0))
-
-
-@pytest.mark.parametrize("reach", [None, 0, 3, 7, 100])
-def test_what_a_token_sees_is_what_the_mask_shows(reach: int | None, benchmark: Any) -> None:
-    """Packed samples and windows, against the mask of the attention."""
-    lengths = [1, 2, 7, 8, 9, 30]
-    segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
-    mask = Visibility(segments).mask(reach)
-    assert mask is not None
-    shown = mask.sum().item() / sum(lengths)
-    assert benchmark("limits").seen(lengths, [reach]) == pytest.approx(shown)
-    both = benchmark("limits").seen(lengths, [reach, None])
-    assert both == pytest.approx((shown + sum(n * n for n in lengths) / sum(lengths)) / 2)
 
 
 def test_batches_grow_until_memory_ends(benchmark: Any) -> None:

@@ -8,20 +8,34 @@ from typing import TYPE_CHECKING, Any
 from cloze.errors import ClozeError
 
 if TYPE_CHECKING:
+    from cloze.comparison.result import Comparison
+    from cloze.comparison.run import compare
     from cloze.diagnosis.result import Diagnosis
     from cloze.diagnosis.run import diagnose
     from cloze.evaluation.results import Evaluation
     from cloze.evaluation.run import evaluate
     from cloze.run import Run, pretrain
 
-__all__ = ["ClozeError", "Diagnosis", "Evaluation", "Run", "diagnose", "evaluate", "pretrain"]
+__all__ = [
+    "ClozeError",
+    "Comparison",
+    "Diagnosis",
+    "Evaluation",
+    "Run",
+    "compare",
+    "diagnose",
+    "evaluate",
+    "pretrain",
+]
 __version__ = "0.1.0"
 
 
 _PLACES = {
+    "Comparison": "cloze.comparison.result",
     "Diagnosis": "cloze.diagnosis.result",
     "Evaluation": "cloze.evaluation.results",
     "Run": "cloze.run",
+    "compare": "cloze.comparison.run",
     "diagnose": "cloze.diagnosis.run",
     "evaluate": "cloze.evaluation.run",
     "pretrain": "cloze.run",

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -320,17 +321,110 @@ def evaluate(
         out_console.print(line, style="bold" if heading else None, soft_wrap=True)
 
 
+def _meter(terminal: Terminal) -> Callable[[str, int, int], None]:
+    """Shows how far a thing is, and then the next one."""
+
+    def meter(what: str, done: int, total: int) -> None:
+        if terminal.total != total:
+            terminal.begin(total)
+        terminal.show(what, done)
+
+    return meter
+
+
 def _split(names: str | None) -> list[str]:
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
-def _places(data: list[str], suites: list[str]) -> dict[str, str]:
+def _places(data: list[str], suites: list[str], option: str = "--data") -> dict[str, str]:
     """Where the data of each suite is: "SUITE=PATH", or "PATH" for all that have none of their own."""
     named = dict(d.split("=", 1) for d in data if d.split("=", 1)[0] in suites and "=" in d)
     common = [d for d in data if not ("=" in d and d.split("=", 1)[0] in suites)]
     if len(common) > 1:
-        raise ClozeError(f"--data {common[1]}: for which suite? write --data SUITE=PATH")
+        raise ClozeError(f"{option} {common[1]}: for which suite? write {option} SUITE=PATH")
     return {name: common[0] for name in suites if common} | named
+
+
+@app.command()
+def compare(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes or YAML files; the first is the baseline.")],
+    data: DataOption = None,
+    budget: Annotated[
+        str, typer.Option(help="Of each run: 10Mtok, 1e15flop, 10m (of training) or 500steps.")
+    ] = "10Mtok",
+    seeds: Annotated[int, typer.Option(help="Runs of each recipe.")] = 3,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="Vary a field: masking.rate=0.15,0.3,0.5. Repeatable.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Downstream suites, with commas between.")] = None,
+    suite_data: Annotated[
+        list[str] | None, typer.Option(help="Where the suites' data is; SUITE=PATH for one of several.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder; the same command goes on in it.")] = Path(
+        "runs/comparison"
+    ),
+    model: Annotated[str | None, typer.Option(help="Model that all start from: folder or hub id.")] = None,
+    text_field: TextField = None,
+    split_text: Split = None,
+    overrides: SetOption = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Say where a recipe is no more than this worse, in nats.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Find the best of the swept settings under this total budget.")
+    ] = None,
+) -> None:
+    """Compare recipes under one budget, over seeds, with intervals; or search for the best setting."""
+    from cloze.comparison.board import Board
+    from cloze.comparison.plan import Plan
+    from cloze.comparison.run import compare as run_compare
+    from cloze.comparison.search import search as run_search
+    from cloze.comparison.table import lines
+    from cloze.session import Interrupted
+
+    sets = list(overrides or [])
+    sets += [f"data.text_field={json.dumps(text_field)}"] if text_field is not None else []
+    sets += [f"data.split_text={json.dumps(split_text)}"] if split_text is not None else []
+    names = _split(suite)
+    with ExitStack() as stack:
+        reading = stack.enter_context(ExitStack())
+        terminal = _terminal(reading)
+
+        def watch(plan: Plan) -> Board:
+            reading.close()
+            return Board(err_console, plan)
+
+        common: dict[str, Any] = {
+            "model": model,
+            "sweeps": sweep or [],
+            "overrides": sets,
+            "progress": terminal.reading,
+            "watch": watch,
+        }
+        try:
+            if search is not None:
+                shown = run_search(recipes, data, search, out=out, **common).lines()
+            else:
+                meter = _meter(stack.enter_context(Terminal(err_console)))
+                places = _places(suite_data or [], names, "--suite-data")
+                found = run_compare(
+                    recipes,
+                    data,
+                    budget,
+                    seeds=seeds,
+                    out=out,
+                    suites=names,
+                    suite_data=places,
+                    margin=margin,
+                    meter=meter,
+                    **common,
+                )
+                shown = [*lines(found), "", f"{'report':<14} {out / 'report.html'}"]
+        except Interrupted as stopped:
+            raise typer.Exit(128 + stopped.signal) from None
+    for line in shown:
+        heading = bool(line) and not line.startswith(" ")
+        out_console.print(line, style="bold" if heading else None, soft_wrap=True)
 
 
 @app.command()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cloze.data.corpus import Corpus
-from cloze.data.tokenizers import identity
 from cloze.errors import ClozeError
 from cloze.recipes.load import difference, dump
 from cloze.recipes.schema import Recipe
@@ -90,11 +88,7 @@ class RunFolder:
 
     def compare_text(self, corpus: Corpus, state: State, force: bool) -> None:
         """Refuse to go on with another text unless forced, and with another tokenizer at all."""
-        stores = [store.fingerprint for store in (*corpus.stores, *corpus.held_out)]
-        found = {
-            "tokenizer": _digest(identity(corpus.tokenizer)),
-            "text": _digest([stores, corpus.limits]),
-        }
+        found = corpus.digests()
         if state.data.get("tokenizer", found["tokenizer"]) != found["tokenizer"]:
             raise ClozeError(
                 f"{self.folder}: its text has changed and gives another tokenizer: use another --out folder, "
@@ -121,7 +115,3 @@ class RunFolder:
             return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-
-
-def _digest(content: Any) -> str:
-    return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -120,11 +120,17 @@ class Terminal:
             self._bar = None
 
 
+class Says(Protocol):
+    """Whoever writes lines."""
+
+    def say(self, text: str) -> None: ...
+
+
 class LogLines(logging.Handler):
     """Shows the package's log through the terminal, warnings marked as such."""
 
-    def __init__(self, terminal: Terminal):
-        super().__init__(logging.INFO)
+    def __init__(self, terminal: Says, level: int = logging.INFO):
+        super().__init__(level)
         self.terminal = terminal
 
     def emit(self, record: logging.LogRecord) -> None:

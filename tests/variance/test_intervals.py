@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from scipy.stats import t as student
 from variance.tiny_mlm import Urn
 
 from cloze.variance import Decomposition, Estimate, decompose, jackknife, t_quantile
@@ -26,7 +27,14 @@ def measured(signal: float = 1.0, runs: int = RUNS) -> list[Decomposition]:
 
 def test_t_quantile_is_that_of_the_tables() -> None:
     for freedom, wanted in TABLE.items():
-        assert t_quantile(freedom) == pytest.approx(wanted, rel=2e-3), freedom
+        assert t_quantile(freedom) == pytest.approx(wanted, abs=5.1e-5), freedom
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99, 1 - 0.05 / 40])
+def test_t_quantiles_of_other_levels(level: float) -> None:
+    for freedom in (*range(1, 12), 50, 201):
+        wanted = student.ppf((1 + level) / 2, freedom)
+        assert t_quantile(freedom, level) == pytest.approx(wanted, rel=1e-9), freedom
 
 
 def test_the_jackknife_of_a_mean_is_the_t_interval() -> None:

@@ -156,6 +156,15 @@ class Corpus:
         """Share of the held-out tokens whose section, word for word, is trained on as well."""
         return 0.0 if self.held_out is self.stores else shared_text(self.stores, self.held_out)
 
+    def digests(self) -> dict[str, str]:
+        """Digests of the tokenizer, and of the text with its split: equal ones are the same."""
+        stores = [store.fingerprint for store in (*self.stores, *self.held_out)]
+        contents = {"tokenizer": identity(self.tokenizer), "text": [stores, self.limits]}
+        return {
+            name: hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+            for name, content in contents.items()
+        }
+
     def layout(self, length: int, longest: int, alone: bool) -> Layout:
         """Rows of `length` tokens for this corpus' tokenizer."""
         return Layout(length, *special_tokens(self.tokenizer), longest=longest, alone=alone)

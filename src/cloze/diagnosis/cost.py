@@ -11,6 +11,7 @@ compares settings at equal compute.
 from __future__ import annotations
 
 from cloze.diagnosis.result import Point, Setting
+from cloze.models.operations import operations as counted
 from cloze.variance import Decomposition, Estimate
 
 UNIT = 1e9  # operations
@@ -18,7 +19,7 @@ UNIT = 1e9  # operations
 
 def operations(setting: Setting, tokens: float, predicted: float) -> float:
     """Operations of one sequence in an update."""
-    return 6.0 * (setting.body_parameters * tokens + setting.head_parameters * predicted)
+    return counted(setting.body_parameters, setting.head_parameters, tokens, predicted)
 
 
 def point(setting: Setting, rate: float, length: int, predicted: float, found: Decomposition) -> Point:

@@ -56,7 +56,7 @@ def evaluate(
     Errors: `ClozeError` for every mistake that the user can mend.
     """
     names = [suites] if isinstance(suites, str) else list(suites)
-    chosen = [_suite(name) for name in names]
+    chosen = [suite_of(name) for name in names]
     if not chosen:
         raise ClozeError(f"--suite: name one or more of {', '.join(SUITES)}")
     if seeds < 1:
@@ -102,7 +102,8 @@ def run_folder(model: str | Path) -> Path | None:
     return folder if is_run else None
 
 
-def _suite(name: str) -> Suite:
+def suite_of(name: str) -> Suite:
+    """The suite of that name. Errors: there is none."""
     if name not in SUITES:
         close = difflib.get_close_matches(name, SUITES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(SUITES)}"

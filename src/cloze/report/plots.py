@@ -25,6 +25,13 @@ PALETTE = {
     "model": "#0b6a88",
     "train": "#93b7c4",
     "base": "#b25a21",
+    # Of further lines in a plot of several recipes.
+    "line-2": "#4f7d2f",
+    "line-3": "#7b4f9e",
+    "line-4": "#b03052",
+    "line-5": "#8d751a",
+    "line-6": "#1c8a7d",
+    "line-7": "#7a6253",
 }
 SMALL_PLOTS = {
     "tokens_per_second": "tokens per second",

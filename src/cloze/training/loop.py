@@ -252,12 +252,13 @@ class Trainer:
     def calibrate(self, steps: int = 6, warm: int = 2) -> list[float]:
         """Seconds per step of each phase, measured on real batches with a learning rate of 0.
 
-        The mean of the faster half: a machine that is busy for a moment must not shorten a whole run.
+        As in the middle of the run, where masking rates that move have their mean. The mean of the faster
+        half: a machine that is busy for a moment must not shorten a whole run.
         Parameters and state are as before; optimisers start anew.
         """
         found = []
         state, settings = self.state, self.settings
-        kept = State(step=0, steps=1, cursors=list(state.cursors))
+        kept = State(step=1, steps=2, cursors=list(state.cursors))
         self.state = kept
         self.settings = settings.model_copy(
             update={"optimizer": settings.optimizer.model_copy(update={"learning_rate": 0.0})}
@@ -270,7 +271,7 @@ class Trainer:
                 start = time.perf_counter()
                 self.step([next(batches) for _ in range(len(places) // (steps + warm))], observe=False)
                 times.append(time.perf_counter() - start)
-                kept.step = 0
+                kept.step = 1
             found.append(statistics.mean(sorted(times[warm:])[: steps // 2]))
         self.state, self.settings = state, settings
         self.optimizers = build_optimizers(self.method, settings.optimizer)

@@ -6,6 +6,7 @@ So all intervals come from the jackknife over sequences (Tukey 1958), and ratios
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,23 +62,29 @@ def jackknife(value: float, left_out: Sequence[float], sizes: Sequence[int] | No
     return Estimate(value, value - half, value + half)
 
 
-_Z = 1.959963984540054  # the same quantile of the normal distribution
+@functools.cache
+def t_quantile(freedom: int, level: float = 0.95) -> float:
+    """Two-sided quantile of Student's t: |T| is below it with probability `level`.
 
-
-def t_quantile(freedom: int) -> float:
-    """Two-sided 95% quantile of Student's t: exact for 1 and 2 degrees of freedom, from 3 on within 0.2%.
-
-    From 3 on it is the series in 1/freedom of Abramowitz and Stegun (1964), 26.7.5.
+    The distribution for whole degrees of freedom is a finite sum in the angle atan(t / √freedom)
+    (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4), which is halved down to the last bits.
     """
-    if freedom == 1:
-        return math.tan(0.475 * math.pi)
-    if freedom == 2:
-        return 0.95 * math.sqrt(2.0 / (4.0 * 0.975 * 0.025))
-    z = _Z
-    series = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(series, start=1))
+    low, high = 0.0, 0.5 * math.pi
+    for _ in range(64):
+        middle = 0.5 * (low + high)
+        if _within(middle, freedom) < level:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(|T| ≤ √freedom · tan angle)."""
+    odd, square = freedom % 2, math.cos(angle) ** 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(1, (freedom - odd) // 2 + 1):
+        total += term
+        term *= square * (2 * k - 1 + odd) / (2 * k + odd)
+    total *= math.sin(angle)
+    return 2.0 / math.pi * (angle + total) if odd else total

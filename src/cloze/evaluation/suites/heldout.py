@@ -45,29 +45,26 @@ def run(subject: Subject, options: Options) -> Scores:
     opening = choose(subject.name, options.data, next(iter(options.columns), None))
     encoder = subject.masked_lm
     settings = opening.recipe.evaluation if opening.own else Evaluation()
-    longest = encoder.longest()
+    longest, alone = encoder.longest(), not encoder.isolates
     if options.length is not None and not SHORTEST <= options.length <= longest:
         raise ClozeError(f"--length {options.length}: the model takes {SHORTEST} to {longest:,} tokens")
     length = options.length or settings.length
     corpus = opening.corpus()
-    alone = not encoder.isolates
-    rows = corpus.layout(min(length, longest) if alone else length, longest, alone)
-    held_out = HeldOutSet(
-        corpus.held_out_loader(rows), vocabulary_of(corpus.tokenizer), settings.rate, settings.tokens
-    )
     options.meter("masking at random", 0, 1)
-    found = held_out.evaluate(encoder)
-    characters, tokens = corpus.held_out_size()
+    rows = corpus.held_out_loader(corpus.layout(min(length, longest) if alone else length, longest, alone))
+    vocabulary = vocabulary_of(corpus.tokenizer)
+    masked = HeldOutSet(rows, vocabulary, settings.rate, settings.tokens).evaluate(encoder)
     samples = _samples(corpus.held_out_loader(corpus.layout(min(length, longest), longest, alone=True)))
-    mask = int(corpus.tokenizer.mask_token_id)
-    pseudo = pseudo_log_likelihoods(encoder, mask, samples, partial(options.meter, "masking one by one"))
+    tell = partial(options.meter, "masking one by one")
+    pseudo = pseudo_log_likelihoods(encoder, vocabulary.mask, samples, tell)
     count = sum(int((sample.units >= 0).sum()) for sample in samples)
     plain, word_l2r = (-float(sums.sum()) / count for sums in (pseudo.plain, pseudo.word_l2r))
+    characters, tokens = corpus.held_out_size()
     bits = tokens / characters / math.log(2)
     scores = {
-        "loss": found.loss,
-        "accuracy": found.accuracy,
-        "bits_per_character": bits * found.loss,
+        "loss": masked.loss,
+        "accuracy": masked.accuracy,
+        "bits_per_character": bits * masked.loss,
         "pseudo_perplexity": math.exp(plain),
         "pseudo_bits_per_character": bits * plain,
         "pseudo_bits_per_character_word_l2r": bits * word_l2r,

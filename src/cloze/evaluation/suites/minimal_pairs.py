@@ -44,35 +44,47 @@ def run(subject: Subject, options: Options) -> Scores:
     """
     if options.data is None:
         raise ClozeError("minimal-pairs: no sentences are given: use --data FOLDER of .jsonl files")
-    columns = options.columns or COLUMNS
-    if len(columns) != 2:
-        raise ClozeError(f"--columns {','.join(columns)}: give two, of the good and of the bad sentence")
-    pairs = _chosen(list(read(options.data, columns)), options.tasks, options.data)
-    encoder = subject.masked_lm
-    longest = min(options.length or subject.longest, encoder.longest())
-    sentences = {pair.good: pair.place for pair in pairs} | {pair.bad: pair.place for pair in pairs}
-    tokens = dict(zip(sentences, Splitter(subject.tokenizer)(list(sentences)), strict=True))
-    for text, place in sentences.items():
-        _check(tokens[text], place, longest)
+    pairs = _chosen(list(read(options.data, options.columns or COLUMNS)), options.tasks, options.data)
+    encoder, tokenizer = subject.masked_lm, subject.tokenizer
+    tokens = _tokens(pairs, Splitter(tokenizer), min(options.length or subject.longest, encoder.longest()))
     # What is the same to the model is scored once: equal scores are then equal to the last bit.
     names = {text: sequence.ids.tobytes() for text, sequence in tokens.items()}
     distinct = {names[text]: sequence for text, sequence in tokens.items()}
-    number = {name: i for i, name in enumerate(distinct)}
     tell = partial(options.meter, "scoring sentences")
-    found = pseudo_log_likelihoods(encoder, subject.tokenizer.mask_token_id, list(distinct.values()), tell)
-    scores: dict[str, dict[str, list[float]]] = {}
+    found = pseudo_log_likelihoods(encoder, tokenizer.mask_token_id, list(distinct.values()), tell)
+    scores: dict[str, dict[str, list[float]]] = {pair.task: {} for pair in pairs}
     for metric, values in (("accuracy", found.plain), ("accuracy_word_l2r", found.word_l2r)):
-        score = {text: float(values[number[name]]) for text, name in names.items()}
-        right: dict[str, list[bool]] = {}
-        for pair in pairs:
-            right.setdefault(pair.task, []).append(score[pair.good] > score[pair.bad])
-        for task, outcomes in right.items():
-            scores.setdefault(task, {})[metric] = [sum(outcomes) / len(outcomes)]
+        score = dict(zip(distinct, values.tolist(), strict=True))
+        for task, share in _accuracy(pairs, {text: score[name] for text, name in names.items()}).items():
+            scores[task][metric] = [share]
     return dict(sorted(scores.items()))
+
+
+def _tokens(pairs: Sequence[Pair], split: Splitter, longest: int) -> dict[str, Tokens]:
+    """Each sentence with its tokens. Errors: none, or more than the model takes."""
+    places = {text: pair.place for pair in pairs for text in (pair.good, pair.bad)}
+    found = dict(zip(places, split(list(places)), strict=True))
+    for text, tokens in found.items():
+        if not (tokens.units >= 0).any():
+            raise ClozeError(f"{places[text]}: the tokenizer makes no token of a sentence")
+        if tokens.ids.size > longest:
+            size = f"{tokens.ids.size:,} tokens, the model takes {longest:,}"
+            raise ClozeError(f"{places[text]}: a sentence of {size}")
+    return found
+
+
+def _accuracy(pairs: Sequence[Pair], score: dict[str, float]) -> dict[str, float]:
+    """Share of the pairs of each task whose good sentence has the greater score."""
+    right: dict[str, list[bool]] = {}
+    for pair in pairs:
+        right.setdefault(pair.task, []).append(score[pair.good] > score[pair.bad])
+    return {task: sum(outcomes) / len(outcomes) for task, outcomes in right.items()}
 
 
 def read(data: str, columns: Sequence[str] = COLUMNS) -> Iterator[Pair]:
     """The pairs of a file, or of all the files in a folder. Errors: as `run`."""
+    if len(columns) != 2:
+        raise ClozeError(f"--columns {','.join(columns)}: give two, of the good and of the bad sentence")
     files = [file for file in find(data) if ending(file) in ENDINGS]
     if not files:
         raise ClozeError(f"{data}: has no sentence pairs: {' or '.join(ENDINGS)} files, also as .gz or .zst")
@@ -116,13 +128,6 @@ def _chosen(pairs: list[Pair], tasks: Sequence[str], data: str) -> list[Pair]:
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known[:8])}"
             raise ClozeError(f"--tasks {task}: not in {data}; {hint}")
     return [pair for pair in pairs if not parts[pair.task].isdisjoint(tasks)]
-
-
-def _check(tokens: Tokens, place: str, longest: int) -> None:
-    if not (tokens.units >= 0).any():
-        raise ClozeError(f"{place}: the tokenizer makes no token of a sentence")
-    if tokens.ids.size > longest:
-        raise ClozeError(f"{place}: a sentence of {tokens.ids.size:,} tokens, the model takes {longest:,}")
 
 
 SUITE = Suite("minimal-pairs", "grammatical and ungrammatical sentences (BLiMP, Zorro)", run, "accuracy")

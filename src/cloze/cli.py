@@ -370,6 +370,7 @@ def compare(
     margin: Annotated[
         float | None, typer.Option(help="Say where a recipe is no more than this worse, in nats.")
     ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at one time, on each GPU or on the CPU's cores.")] = 1,
     search: Annotated[
         str | None, typer.Option(help="Find the best of the swept settings under this total budget.")
     ] = None,
@@ -398,6 +399,7 @@ def compare(
             "model": model,
             "sweeps": sweep or [],
             "overrides": sets,
+            "jobs": jobs,
             "progress": terminal.reading,
             "watch": watch,
         }

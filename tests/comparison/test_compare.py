@@ -14,7 +14,7 @@ import cloze
 from cloze import ClozeError, Comparison
 from cloze.comparison import execute, plan
 from cloze.comparison.run import Unwatched
-from cloze.comparison.runs import read
+from cloze.comparison.runs import Job, read
 from cloze.comparison.timing import read_timing
 from cloze.evaluation import suites
 from cloze.evaluation.subject import Subject
@@ -117,6 +117,29 @@ def test_the_same_call_again_makes_nothing_anew(
     (copied / "comparison.json").unlink()
     assert compare(copied).as_dict() == made[1].as_dict()
     assert (copied / "comparison.json").is_file()
+
+
+def test_runs_side_by_side_are_the_same_runs(
+    made: tuple[Path, Comparison], compare: Compare, tmp_path: Path
+) -> None:
+    heard: list[tuple[str, int, int]] = []
+
+    class Ear(Unwatched):
+        def __init__(self, job: Job | None = None):
+            self.job = job
+
+        def listen(self, job: Job) -> Ear:
+            return Ear(job)
+
+        def record(self, record: dict[str, Any]) -> None:
+            if self.job is not None and record["kind"] == "step":
+                heard.append((self.job.arm, self.job.seed, record["step"]))
+
+    found = compare(tmp_path / "out", seeds=1, jobs=2, watch=lambda _: Ear())
+    alone = {key: loss for key, loss in losses(made[1]).items() if key[1] == 0}
+    assert losses(found) == {key: pytest.approx(loss, rel=1e-3) for key, loss in alone.items()}
+    assert {(arm, seed) for arm, seed, _ in heard} == set(losses(found))
+    assert (tmp_path / "out" / "runs" / "mlm-rate=0.3-0.log").is_file()
 
 
 def test_more_seeds_and_recipes_are_added(
@@ -336,6 +359,7 @@ def test_a_search_by_the_command(
         (["mlm", "spans", "--budget", "10M"], "budget '10M'"),
         (["mlm", "spans", "--suite", "nothing"], "--suite nothing"),
         (["mlm", "spans", "--seeds", "0"], "--seeds 0"),
+        (["mlm", "spans", "--jobs", "0"], "--jobs 0"),
         (["mlm", "--sweep", "masking.rate"], "--sweep masking.rate"),
         (["mlm", "spans", "--search", "lots"], "budget 'lots'"),
         ([], "compare --help"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cloze.comparison import devices
-from cloze.comparison.devices import error_of, gpus, log_of, run_on, start
+from cloze.comparison.devices import Place, error_of, gpus, log_of, places, run_on, start
 from cloze.comparison.runs import Job
 from cloze.recipes.load import load_recipe
 from cloze.session import Interrupted
@@ -33,6 +33,10 @@ def jobs(folder: Path, count: int) -> list[Job]:
         )
         for seed in range(count)
     ]
+
+
+def on(*gpus: str) -> list[Place]:
+    return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
 
 
 class Ears:
@@ -85,7 +89,8 @@ class Machine:
         self.started: list[tuple[int, str]] = []
         self.processes: list[Fake] = []
 
-    def __call__(self, job: Job, gpu: str) -> Fake:
+    def __call__(self, job: Job, place: Place) -> Fake:
+        gpu = place["CUDA_VISIBLE_DEVICES"]
         busy = {g for (_, g), p in zip(self.started, self.processes, strict=True) if p.left > 0}
         assert gpu not in busy
         self.started.append((job.seed, gpu))
@@ -98,7 +103,7 @@ def test_every_run_is_made_once_and_every_gpu_is_used(tmp_path: Path) -> None:
     todo = jobs(tmp_path, 5)
     for job in todo:
         ears[job.seed] = Ears()
-    run_on(["0", "7"], todo, lambda j: ears[j.seed], lambda j, e: ended.append((j.seed, e)), machine, 0.0)
+    run_on(on("0", "7"), todo, lambda j: ears[j.seed], lambda j, e: ended.append((j.seed, e)), machine, 0.0)
     assert sorted(ended) == [(seed, None) for seed in range(5)]
     assert [seed for seed, _ in machine.started] == [0, 1, 2, 3, 4]
     assert {gpu for _, gpu in machine.started} == {"0", "7"}
@@ -115,7 +120,7 @@ def test_an_error_is_told_and_what_runs_is_stopped(tmp_path: Path) -> None:
             raise ValueError(f"{job.seed}: {error}")
 
     with pytest.raises(ValueError, match="1: there is no text"):
-        run_on(["0", "1", "2"], todo, lambda _: Ears(), ended, machine, 0.0)
+        run_on(on("0", "1", "2"), todo, lambda _: Ears(), ended, machine, 0.0)
     assert machine.processes[2].signals == [signal.SIGTERM]
     assert error_of(todo[2], 137) == f"ended with exit code 137; see {log_of(todo[2])}"
 
@@ -130,7 +135,7 @@ def test_ctrl_c_asks_every_run_once_and_starts_no_more(tmp_path: Path) -> None:
                 sent.append(os.kill(os.getpid(), signal.SIGINT))
 
     with pytest.raises(Interrupted) as stopped:
-        run_on(["0", "1"], jobs(tmp_path, 3), lambda _: Impatient(), lambda *_: None, machine, 0.0)
+        run_on(on("0", "1"), jobs(tmp_path, 3), lambda _: Impatient(), lambda *_: None, machine, 0.0)
     assert stopped.value.signal == signal.SIGINT
     assert [p.signals for p in machine.processes] == [[signal.SIGTERM]] * 2
 
@@ -144,7 +149,7 @@ def test_a_run_gets_its_gpu_and_its_recipe(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     job = jobs(tmp_path, 2)[1]
-    assert start(job, "3") == "process"
+    assert start(job, {"CUDA_VISIBLE_DEVICES": "3"}) == "process"
     assert called["env"]["CUDA_VISIBLE_DEVICES"] == "3"
     assert called["start_new_session"]
     assert called["command"][3:] == [
@@ -161,7 +166,16 @@ def test_the_gpus_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpus() == ["0", "1"]
+    assert places(2) == on("0", "1", "0", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     assert gpus() == ["3", "5"]
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 0)
     assert gpus() == []
+
+
+def test_runs_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(devices.torch, "get_num_threads", lambda: 8)
+    assert places() == [{"OMP_NUM_THREADS": "8"}]
+    assert places(3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert places(20) == [{"OMP_NUM_THREADS": "1"}] * 20

@@ -1,4 +1,7 @@
-"""Runs on several GPUs: one process a GPU, each the command `cloze pretrain` on a resolved recipe."""
+"""Runs side by side, on several GPUs or on parts of one machine.
+
+Each is a process of its own: the command `cloze pretrain` on a resolved recipe.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,16 @@ class Process(Protocol):
     def send_signal(self, sig: int) -> None: ...
 
 
-Start = Callable[[Job, str], Process]
+Place = dict[str, str]  # environment variables that keep a run to its part of the machine
+Start = Callable[[Job, Place], Process]
+
+
+def places(at_once: int = 1) -> list[Place]:
+    """Where runs can be made at one time: `at_once` on each GPU or, without any, on the CPU's cores."""
+    devices = gpus()
+    if devices:
+        return [{"CUDA_VISIBLE_DEVICES": device} for _ in range(at_once) for device in devices]
+    return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // at_once))}] * at_once
 
 
 def gpus() -> list[str]:
@@ -44,8 +56,8 @@ def gpus() -> list[str]:
     return [name.strip() for name in names[:count]]
 
 
-def start(job: Job, gpu: str) -> Process:
-    """Begin a run, or go on with it, on one GPU; what it says goes to a file beside its folder."""
+def start(job: Job, place: Place) -> Process:
+    """Begin a run, or go on with it, in its place; what it says goes to a file beside its folder."""
     recipe = job.folder.with_name(f"{job.folder.name}.yaml")
     recipe.write_text(dump(job.recipe), encoding="utf-8")
     command = [sys.executable, "-m", "cloze", "pretrain", str(recipe), "--out", str(job.folder), "--resume"]
@@ -55,20 +67,20 @@ def start(job: Job, gpu: str) -> Process:
             command,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
+            env=os.environ | place,
             start_new_session=True,
         )
 
 
 def log_of(job: Job) -> Path:
-    """Where a run on a GPU of its own says what it says."""
+    """Where a run in a process of its own says what it says."""
     return job.folder.with_name(f"{job.folder.name}.log")
 
 
 @dataclass
 class _Running:
     job: Job
-    gpu: str
+    place: Place
     process: Process
     listener: Listener
     read: int = -1  # bytes of its metrics.jsonl; -1: it has none yet
@@ -91,27 +103,27 @@ class _Running:
 
 
 def run_on(
-    gpus: Sequence[str],
+    places: Sequence[Place],
     jobs: Sequence[Job],
     listen: Callable[[Job], Listener],
     done: Callable[[Job, str | None], None],
     start: Start = start,
     look_every: float = LOOK_EVERY,
 ) -> None:
-    """Make all runs, one at a time on each GPU.
+    """Make all runs, one at a time in each place.
 
     Args:
         listen: who is told of a run. done: called when one ends, with its error in a line, or None.
 
     Errors: `Interrupted` after Ctrl-C or SIGTERM, when all runs have saved their state.
     """
-    waiting, free, running = deque(jobs), list(gpus), list[_Running]()
+    waiting, free, running = deque(jobs), list(places), list[_Running]()
     with stop_requests() as asked:
         try:
             while (waiting and not asked) or running:
                 while waiting and free and not asked:
-                    job, gpu = waiting.popleft(), free.pop(0)
-                    running.append(_Running(job, gpu, start(job, gpu), listen(job)))
+                    job, place = waiting.popleft(), free.pop(0)
+                    running.append(_Running(job, place, start(job, place), listen(job)))
                 time.sleep(look_every)
                 if asked:
                     _stop(running)
@@ -120,7 +132,7 @@ def run_on(
                     code = one.process.poll()
                     if code is not None:
                         running.remove(one)
-                        free.append(one.gpu)
+                        free.append(one.place)
                         if not asked:
                             done(one.job, None if code == 0 else error_of(one.job, code))
         except BaseException:

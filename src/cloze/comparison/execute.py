@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cloze.comparison.devices import gpus, run_on
+from cloze.comparison.devices import places, run_on
 from cloze.comparison.runs import Finished, Job, finish, made_before
 from cloze.errors import ClozeError
 from cloze.report.reading import read_run
@@ -17,10 +17,13 @@ from cloze.training.tracking import Listener
 Listen = Callable[[Job], Listener]
 
 
-def make_runs(jobs: Sequence[Job], listen: Listen, done: Callable[[Finished], None]) -> list[Finished]:
+def make_runs(
+    jobs: Sequence[Job], at_once: int, listen: Listen, done: Callable[[Finished], None]
+) -> list[Finished]:
     """All runs, in the order of the jobs; those that have been made are not made again.
 
     Args:
+        at_once: runs on each device at one time.
         listen: who is told of a run while it is made. done: called with each run, old ones first.
 
     Errors: a run was made with other settings; a run cannot be made; `Interrupted` after Ctrl-C.
@@ -36,10 +39,10 @@ def make_runs(jobs: Sequence[Job], listen: Listen, done: Callable[[Finished], No
 
     for job in missing:
         job.folder.parent.mkdir(parents=True, exist_ok=True)
-    devices = gpus()
-    if len(devices) > 1:
+    where = places(at_once)
+    if len(where) > 1:
         torch.cuda.empty_cache()  # the plan has had the first GPU
-        run_on(devices, missing, listen, ended)
+        run_on(where, missing, listen, ended)
     else:
         for job in missing:
             ended(job, _run_here(job, listen(job)))

@@ -82,6 +82,7 @@ def compare(
     suites: Sequence[str] = (),
     suite_data: Mapping[str, str | Path] | None = None,
     margin: float | None = None,
+    jobs: int = 1,
     progress: Progress | None = None,
     watch: Watch | None = None,
     meter: Meter | None = None,
@@ -99,6 +100,7 @@ def compare(
         overrides: each "some.field=value", for all recipes.
         suites: downstream suites that every run's model is evaluated by. suite_data: where their data is.
         margin: in nats (bits where tokenizers differ): no more than that worse counts as not worse.
+        jobs: runs on each GPU, or on the CPU's cores, at one time. More than one are processes of their own.
         progress: is told how far reading and tokenising is. watch: how the runs are. meter: the suites.
 
     Returns:
@@ -110,13 +112,14 @@ def compare(
         raise ClozeError(f"--seeds {seeds}: at least 1 is needed")
     if margin is not None and not margin > 0:
         raise ClozeError(f"--margin {margin:g}: give a positive difference, in nats")
+    check_jobs(jobs)
     for name in suites:
         suite_of(name)
     allowance = Allowance.parse(budget)
     arms = make_arms(recipes, data, model, sweeps, overrides)
     folder = writable_folder(Path(out))
     plan = plan_in(folder, arms, allowance, range(seeds), folder / TIMES, progress)
-    runs = runs_of(plan, watch)
+    runs = runs_of(plan, watch, jobs)
     if suites:
         runs = [_evaluated(plan, run, suites, suite_data or {}, meter) for run in runs]
     settings = {
@@ -131,6 +134,12 @@ def compare(
     found = analyse(plan, runs, margin, settings, environment(device, precision))
     _write(found, folder)
     return found
+
+
+def check_jobs(jobs: int) -> None:
+    """Errors: no run at a time."""
+    if jobs < 1:
+        raise ClozeError(f"--jobs {jobs}: at least 1 is needed")
 
 
 def plan_in(
@@ -153,10 +162,10 @@ def plan_in(
     return plan
 
 
-def runs_of(plan: Plan, watch: Watch | None = None) -> list[Finished]:
-    """Make all runs of a plan that are missing."""
+def runs_of(plan: Plan, watch: Watch | None = None, at_once: int = 1) -> list[Finished]:
+    """Make all runs of a plan that are missing, so many at one time on each device."""
     with watch(plan) if watch is not None else Unwatched() as watcher:
-        return make_runs(plan.jobs, watcher.listen, watcher.done)
+        return make_runs(plan.jobs, at_once, watcher.listen, watcher.done)
 
 
 def _evaluated(

@@ -16,7 +16,7 @@ from typing import Any
 
 from cloze.comparison.arms import Arm, make_arms
 from cloze.comparison.budget import Allowance
-from cloze.comparison.run import TIMES, Watch, plan_in, runs_of
+from cloze.comparison.run import TIMES, Watch, check_jobs, plan_in, runs_of
 from cloze.data.corpus import Progress
 from cloze.recipes.load import dump
 from cloze.recipes.schema import Recipe
@@ -86,6 +86,7 @@ def search(
     model: str | None = None,
     sweeps: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    jobs: int = 1,
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> Search:
@@ -99,6 +100,7 @@ def search(
 
     Errors: as of `compare`; a total that is too small for one step of each run.
     """
+    check_jobs(jobs)
     whole = Allowance.parse(total)
     arms = make_arms(recipes, data, model, sweeps, overrides)
     folder = writable_folder(Path(out))
@@ -108,7 +110,7 @@ def search(
     for number, size in enumerate(sizes, start=1):
         each = whole.share(1.0 / (len(sizes) * size))
         plan = plan_in(folder / f"rung-{number}", arms, each, [SEED], folder / TIMES, progress)
-        losses = {run.recipe: run.value(plan.metric) for run in runs_of(plan, watch)}
+        losses = {run.recipe: run.value(plan.metric) for run in runs_of(plan, watch, jobs)}
         order = {name: math.inf if loss is None else loss for name, loss in losses.items()}
         ranked = sorted(order, key=order.__getitem__)
         rungs.append(Rung(str(each), {name: losses[name] for name in ranked}))

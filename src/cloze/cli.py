@@ -43,6 +43,9 @@ DataOption = Annotated[
 ]
 TextField = Annotated[str | None, typer.Option(help="Column of the text, where it cannot be guessed.")]
 Split = Annotated[str | None, typer.Option(help="A .txt file's documents: paragraphs, lines or file.")]
+ProbeOption = Annotated[
+    bool, typer.Option("--probe", help="Frozen encoder and logistic regression: seconds, not minutes.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: masking.rate=0.3. Repeatable.")
 ]
@@ -277,9 +280,7 @@ def evaluate(
     columns: Annotated[
         str | None, typer.Option(help="Columns of the text and then of the label, with commas between.")
     ] = None,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Frozen encoder and logistic regression: seconds, not minutes.")
-    ] = False,
+    probe: ProbeOption = False,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning; default: by size.")] = None,
     length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
     out: Annotated[
@@ -360,6 +361,7 @@ def compare(
     suite_data: Annotated[
         list[str] | None, typer.Option(help="Where the suites' data is; SUITE=PATH for one of several.")
     ] = None,
+    probe: ProbeOption = False,
     out: Annotated[Path, typer.Option(help="Folder; the same command goes on in it.")] = Path(
         "runs/comparison"
     ),
@@ -417,6 +419,7 @@ def compare(
                     out=out,
                     suites=names,
                     suite_data=places,
+                    probe=probe,
                     margin=margin,
                     meter=meter,
                     **common,

@@ -57,6 +57,15 @@ def test_means_are_of_every_recipe() -> None:
     assert found["good", "fake/cola/mcc"].values == pytest.approx((1.0, 1.02, 0.98))
 
 
+def test_a_suite_of_several_tasks_has_a_mean_that_is_compared_by_itself() -> None:
+    found = compared()
+    mean = next(m for m in found.means if m.metric == "fake/mean of 2 tasks/mcc" and m.recipe == "good")
+    assert mean.values == pytest.approx((0.85, 0.86, 0.84))
+    difference = next(d for d in found.differences if d.metric == mean.metric and d.recipe == "good")
+    assert (difference.comparisons, difference.finding) == (2, "better")  # two recipes in one suite
+    assert {m.metric for m in found.means if m.part} == {"fake/cola/mcc", "fake/sst/mcc"}
+
+
 def test_what_is_needed_for_the_baselines_loss() -> None:
     """Straight lines: a recipe that ends d lower needs (9 − L) / (9 − L + d) of the budget."""
     found = {(s.recipe, s.measure): s for s in compared().speedups}
@@ -126,7 +135,7 @@ def test_tables_fit_80_columns() -> None:
         "5.3000 ±0.3000",
         "better",
         "2 of 3 seeds",
-        "fake/cola/mcc",
+        "fake, mcc",
         "Verdict",
         "diverged",
     ):
@@ -143,7 +152,8 @@ def test_the_page(tmp_path: Path) -> None:
         "no difference shown",
         "5.3000",
         "masking.rate: 0.1 -> 0.12",
-        "fake: cola",
+        "fake: mean of 2 tasks",
+        "cola",
     ):
         assert words in page.text, words
     assert "script" not in page.tags

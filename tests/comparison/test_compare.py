@@ -315,6 +315,25 @@ def test_suites_are_measured_once_on_every_run(
     assert again.as_dict() == found.as_dict()
 
 
+def test_a_probe_is_another_measurement(
+    copied: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(subject: Subject, options: Options) -> Scores:
+        return {"task": {"accuracy": [0.25 if options.probe else 0.75]}}
+
+    for name, trains in (("trained", True), ("other", False)):
+        monkeypatch.setitem(suites.SUITES, name, Suite(name, "of the tests", score, "accuracy", trains))
+    monkeypatch.setattr(execute, "pretrain", no_run)
+    compare(copied, suites=["trained", "other"])
+    found = compare(copied, suites=["trained", "other"], probe=True)
+    means = {mean.metric: mean.mean for mean in found.means if mean.metric != "heldout_loss"}
+    assert means == {
+        "trained/task/accuracy": 0.75,
+        "other/task/accuracy": 0.75,
+        "trained (probe)/task/accuracy": 0.25,
+    }
+
+
 # -- the command ------------------------------------------------------------------------------------------
 
 

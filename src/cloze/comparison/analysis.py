@@ -40,13 +40,17 @@ def analyse(
     names = [arm.recipe for arm in arms]
     whole: dict[str, Values] = {plan.metric: held_out(runs, plan.metric)}
     suites = _suites(runs)
+    summaries, parts = _summaries(suites), [tasks for tasks in suites.values() if len(tasks) > 1]
     main = differences_of(names, whole, {plan.metric}, margin)
-    more = [d for family in suites for d in differences_of(names, family, _lower(family))]
+    more = [d for family in (summaries, *parts) for d in differences_of(names, family, _lower(family))]
     return Comparison(
         metric=plan.metric,
         arms=arms,
         runs=tuple(runs),
-        means=tuple(mean for family in (whole, *suites) for mean in means_of(names, family)),
+        means=(
+            *means_of(names, whole | summaries),
+            *(mean for tasks in parts for mean in means_of(names, tasks, part=True)),
+        ),
         differences=(*main, *more),
         speedups=tuple(speedups_of(arms, runs, plan.metric)),
         verdict=tuple(verdict_of(plan, main, margin)),
@@ -78,17 +82,39 @@ def held_out(runs: Sequence[Finished], metric: MetricName) -> dict[str, dict[int
     return found
 
 
-def _suites(runs: Sequence[Finished]) -> list[dict[str, Values]]:
+def _suites(runs: Sequence[Finished]) -> dict[str, dict[str, Values]]:
     """For each suite the values of its tasks in the suite's main metric, as {SUITE/TASK/METRIC: values}."""
     found: dict[str, dict[str, dict[str, dict[int, float | None]]]] = {}
     for run in runs:
         for suite, tasks in run.suites.items():
-            main = SUITES[suite].main if suite in SUITES else None
+            known = SUITES.get(suite.removesuffix(" (probe)"))
             for task, metrics in tasks.items():
-                for metric in [main] if main in metrics else list(metrics)[:1]:
-                    values = found.setdefault(suite, {}).setdefault(f"{suite}/{task}/{metric}", {})
-                    values.setdefault(run.recipe, {})[run.seed] = statistics.fmean(metrics[metric])
-    return [dict(family) for family in found.values()]
+                metric = known.main if known is not None and known.main in metrics else next(iter(metrics))
+                values = found.setdefault(suite, {}).setdefault(f"{suite}/{task}/{metric}", {})
+                values.setdefault(run.recipe, {})[run.seed] = statistics.fmean(metrics[metric])
+    return {suite: dict(tasks) for suite, tasks in found.items()}
+
+
+def _summaries(suites: Mapping[str, Mapping[str, Values]]) -> dict[str, Values]:
+    """For each suite its one task, or the mean over its tasks: what a table of all suites shows."""
+    found: dict[str, Values] = {}
+    for suite, tasks in suites.items():
+        if len(tasks) == 1:
+            found |= tasks
+            continue
+        metrics = {name.rpartition("/")[2] for name in tasks}
+        name = f"{suite}/mean of {len(tasks)} tasks/{metrics.pop() if len(metrics) == 1 else 'main metrics'}"
+        first = next(iter(tasks.values()))
+        found[name] = {
+            recipe: {seed: _mean([task[recipe][seed] for task in tasks.values()]) for seed in seeds}
+            for recipe, seeds in first.items()
+        }
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def _lower(family: Iterable[str]) -> set[str]:
@@ -97,7 +123,7 @@ def _lower(family: Iterable[str]) -> set[str]:
     return {name for name in family if any(word in name.rpartition("/")[2] for word in words)}
 
 
-def means_of(names: Sequence[str], family: Mapping[str, Values]) -> list[Mean]:
+def means_of(names: Sequence[str], family: Mapping[str, Values], part: bool = False) -> list[Mean]:
     """Every arm's own values in every metric of a family."""
     found = []
     for metric, values in family.items():
@@ -106,7 +132,7 @@ def means_of(names: Sequence[str], family: Mapping[str, Values]) -> list[Mean]:
             known = [x for x in own.values() if x is not None]
             mean = statistics.fmean(known) if known else None
             spread = statistics.stdev(known) if len(known) > 1 else None
-            found.append(Mean(name, metric, mean, spread, tuple(own.values())))
+            found.append(Mean(name, metric, mean, spread, tuple(own.values()), part))
     return found
 
 

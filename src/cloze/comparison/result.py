@@ -46,6 +46,7 @@ class Mean:
         metric: heldout_loss, bits_per_character, or SUITE/TASK/METRIC.
         mean, spread: over seeds, and the standard deviation; None: not known. values: None where a run
             diverged.
+        part: one of several tasks of a suite, whose mean is there as well.
     """
 
     recipe: str
@@ -53,6 +54,7 @@ class Mean:
     mean: float | None
     spread: float | None
     values: tuple[float | None, ...]
+    part: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from cloze.comparison.budget import Allowance
 from cloze.comparison.execute import make_runs
 from cloze.comparison.plan import Plan, make_plan
 from cloze.comparison.result import Comparison
-from cloze.comparison.runs import Finished, Job, add_scores, made_before
+from cloze.comparison.runs import Finished, Job, add_scores, made_before, measured_as
 from cloze.comparison.timing import read_timing, write_timing
 from cloze.data.corpus import Progress
 from cloze.errors import ClozeError
@@ -81,6 +81,7 @@ def compare(
     overrides: Sequence[str] = (),
     suites: Sequence[str] = (),
     suite_data: Mapping[str, str | Path] | None = None,
+    probe: bool = False,
     margin: float | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
@@ -99,6 +100,7 @@ def compare(
         sweeps: each "some.field=a,b,c": every recipe with every combination of the values.
         overrides: each "some.field=value", for all recipes.
         suites: downstream suites that every run's model is evaluated by. suite_data: where their data is.
+        probe: suites that train fit a logistic regression to the frozen encoder, in place of fine-tuning.
         margin: in nats (bits where tokenizers differ): no more than that worse counts as not worse.
         jobs: runs on each GPU, or on the CPU's cores, at one time. More than one are processes of their own.
         progress: is told how far reading and tokenising is. watch: how the runs are. meter: the suites.
@@ -121,12 +123,12 @@ def compare(
     plan = plan_in(folder, arms, allowance, range(seeds), folder / TIMES, progress)
     runs = runs_of(plan, watch, jobs)
     if suites:
-        runs = [_evaluated(plan, run, suites, suite_data or {}, meter) for run in runs]
+        runs = [_evaluated(plan, run, suites, suite_data or {}, probe, meter) for run in runs]
     settings = {
         "budget": str(allowance),
         "seeds": list(plan.seeds),
         "data": [source.path for source in arms[0].recipe.data.sources],
-        "suites": list(suites),
+        "suites": [measured_as(name, probe) for name in suites],
         "margin": margin,
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -169,15 +171,20 @@ def runs_of(plan: Plan, watch: Watch | None = None, at_once: int = 1) -> list[Fi
 
 
 def _evaluated(
-    plan: Plan, run: Finished, suites: Sequence[str], places: Mapping[str, str | Path], meter: Meter | None
+    plan: Plan,
+    run: Finished,
+    suites: Sequence[str],
+    places: Mapping[str, str | Path],
+    probe: bool,
+    meter: Meter | None,
 ) -> Finished:
     """A run with the scores of the suites; those that it has are not measured again."""
-    missing = [name for name in suites if name not in run.suites]
+    missing = [name for name in suites if measured_as(name, probe) not in run.suites]
     if not missing or run.status == "diverged":
         return run
     job = next(job for job in plan.jobs if (job.arm, job.seed) == (run.recipe, run.seed))
-    found = evaluate(job.folder, missing, places, seeds=1, meter=meter)
-    return add_scores(job.file, run, found.suites)
+    found = evaluate(job.folder, missing, places, seeds=1, probe=probe, meter=meter).suites
+    return add_scores(job.file, run, {measured_as(name, probe): scores for name, scores in found.items()})
 
 
 def _write(found: Comparison, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cloze.errors import ClozeError
+from cloze.evaluation.suites import SUITES
 from cloze.evaluation.suites.base import Scores
 from cloze.recipes.load import difference
 from cloze.recipes.schema import Recipe
@@ -142,6 +143,11 @@ def finish(job: Job, diverged: bool = False) -> Finished:
 def write(file: Path, run: Finished) -> None:
     """Write the JSON file of a run."""
     write_json(file, asdict(run))
+
+
+def measured_as(suite: str, probe: bool) -> str:
+    """The name that a suite's scores are kept by: those of a frozen encoder are others."""
+    return f"{suite} (probe)" if probe and SUITES[suite].trains else suite
 
 
 def add_scores(file: Path, run: Finished, suites: dict[str, Scores]) -> Finished:

@@ -15,9 +15,10 @@ _WORDS = {name: name for name in ("better", "worse", "not worse", "open", "diver
 def lines(comparison: Comparison) -> list[str]:
     """A table for each metric, what is needed for the baseline's loss, and the verdict.
 
-    A line that does not start with a space is a heading.
+    Of a suite of several tasks only the mean over them is shown; the report has them all. A line that does
+    not start with a space is a heading.
     """
-    metrics = list(dict.fromkeys(mean.metric for mean in comparison.means))
+    metrics = list(dict.fromkeys(mean.metric for mean in comparison.means if not mean.part))
     parts = [_metric(comparison, metric) for metric in metrics]
     parts.insert(1, _speedups(comparison))
     parts.append(["Verdict", *(line for text in comparison.verdict for line in _wrapped(text))])
@@ -37,7 +38,7 @@ def _short(name: str, width: int = NAME - 3) -> str:
 def _metric(comparison: Comparison, metric: str) -> list[str]:
     means = [m for m in comparison.means if m.metric == metric]
     differences = {d.recipe: d for d in comparison.differences if d.metric == metric}
-    title = TITLES.get(metric, metric)
+    title = TITLES.get(metric) or f"{metric.partition('/')[0]}, {metric.rpartition('/')[2]}"
     found = [f"{_short(title, NAME):<{NAME}}{'mean ± std':>16}{'to ' + _short(means[0].recipe, 20):>27}"]
     return [*found, *(_row(mean, differences.get(mean.recipe)) for mean in means)]
 

@@ -186,14 +186,23 @@ def _curves(found: Comparison) -> str:
 
 
 def _suites(found: Comparison) -> tuple[str, ...]:
+    """A table for each suite; its tasks, where it has several, can be unfolded."""
     names = [arm.recipe for arm in found.arms]
-    parts = []
+    tables: dict[str, list[str]] = {}
+    tasks: dict[str, list[str]] = {}
     for metric in dict.fromkeys(m.metric for m in found.means if m.metric != found.metric):
         means = [m for m in found.means if m.metric == metric]
         differences = {d.recipe: d for d in found.differences if d.metric == metric}
-        suite, task, name = metric.split("/", 2) if metric.count("/") >= 2 else (metric, "", "")
-        parts.append(f"<h3>{escape(suite)}: {escape(task)}</h3>{_scores(means, differences, names, name)}")
-    return tuple(parts)
+        place, _, name = metric.rpartition("/")
+        suite, _, task = place.partition("/")
+        table = _scores(means, differences, names, name)
+        if means[0].part:
+            tasks.setdefault(suite, []).append(f"<h3>{escape(task)}</h3>{table}")
+        else:
+            tables[suite] = [f"<h3>{escape(suite)}: {escape(task)}</h3>{table}"]
+    for suite, own in tasks.items():
+        tables[suite].append(f"<details><summary>{len(own)} tasks</summary>{''.join(own)}</details>")
+    return tuple(part for own in tables.values() for part in own)
 
 
 def _recipes(found: Comparison) -> str:

@@ -51,9 +51,11 @@ class Suite:
         name: as on the command line. about: one line for people.
         run: measures; raises `ClozeError` in one line for every mistake that the user can mend.
         main: the metric that tables show first, and whose mean over tasks is told, for each task.
+        trains: whether `Options.probe` means something to it.
     """
 
     name: str
     about: str
     run: Callable[[Subject, Options], Scores]
     main: str
+    trains: bool = False

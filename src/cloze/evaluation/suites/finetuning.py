@@ -50,16 +50,19 @@ CLASSIFY = Suite(
     about="fine-tuning on texts with a class each, or a probe",
     run=lambda subject, options: run("classify", subject, options),
     main="accuracy",
+    trains=True,
 )
 PAIR = Suite(
     name="pair",
     about="fine-tuning on pairs of texts with a class or a number each, or a probe",
     run=lambda subject, options: run("pair", subject, options),
     main="accuracy",
+    trains=True,
 )
 TAG = Suite(
     name="tag",
     about="fine-tuning on words with a tag each (entities by F1), or a probe",
     run=lambda subject, options: run("tag", subject, options),
     main="f1",
+    trains=True,
 )

@@ -57,7 +57,7 @@ QUOTED = [(page, line) for page in PAGES if page.is_file() for line in commands(
 
 def test_there_are_commands() -> None:
     verbs = {split(line)[0][0] for page, line in QUOTED if page.name == "README.md"}
-    assert verbs == {"recipes", "pretrain", "prepare", "fill", "export", "diagnose", "evaluate"}
+    assert verbs == {"recipes", "pretrain", "prepare", "fill", "export", "diagnose", "evaluate", "compare"}
 
 
 def options_of(arguments: Sequence[str]) -> dict[str, Any]:
@@ -128,6 +128,8 @@ def scratch(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def quick(monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]) -> None:
     """Every run of this test is tiny, where the command does not say otherwise; budgets are 2 and 3 steps."""
     from cloze import run
+    from cloze.comparison import arms
+    from cloze.comparison.budget import Allowance
     from cloze.data import corpus as corpus_module
 
     resolve, make_store = run.resolve, corpus_module.make_store
@@ -150,6 +152,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]) -> None:
         return resolve(recipe, data, steps, model, [*mine, *overrides])
 
     monkeypatch.setattr(run, "resolve", smaller)
+    monkeypatch.setattr(arms, "resolve", smaller)
+    monkeypatch.setattr(Allowance, "parse", classmethod(lambda cls, text: cls(2, "steps")))
     monkeypatch.setattr(
         corpus_module, "make_store", lambda *a, **k: make_store(*a, **k | {"vocabulary": 320})
     )

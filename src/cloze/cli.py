@@ -326,6 +326,8 @@ def _meter(terminal: Terminal) -> Callable[[str, int, int], None]:
     """Shows how far a thing is, and then the next one."""
 
     def meter(what: str, done: int, total: int) -> None:
+        if terminal.plain:
+            return terminal.show(f"{what}: {done:,} of {total:,}", None)
         if terminal.total != total:
             terminal.begin(total)
         terminal.show(what, done)

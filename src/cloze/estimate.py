@@ -108,7 +108,9 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     choice = recipe.tokenizer
     own = recipe.model.path if isinstance(recipe.model, PretrainedModelChoice) else None
     if isinstance(choice, LoadTokenizer) and (choice.path or own):
-        return load_tokenizer(choice.path or str(own), choice.add_mask_token)
+        tokenizer = load_tokenizer(choice.path or str(own), choice.add_mask_token)
+        tokenizer.add_tokens([f"[new{number}]" for number in range(choice.extend)])
+        return tokenizer
     stores = [folder for s in recipe.data.sources if (folder := finished_store(s)) is not None]
     if stores:
         return load_tokenizer(stores[0] / "tokenizer")

@@ -84,7 +84,7 @@ def build_model(choice: ModelChoice, tokenizer: PreTrainedTokenizerFast, seed: i
                 f"{choice.path}: the model knows {rows:,} tokens, the tokenizer has {size:,}: "
                 "use the model's own tokenizer (leave `tokenizer` out)"
             )
-        model.resize_token_embeddings(-(-size // 64) * 64, mean_resizing=not pieces)
+        model.resize_token_embeddings(-(-size // 64) * 64)
     start_from_pieces(model, pieces)
     return model
 

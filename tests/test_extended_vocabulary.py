@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from cloze.data.tokenizers import identity, ids_of
+from cloze.data.vocabulary_extension import pieces_of_new
 from cloze.errors import ClozeError
 from cloze.fill import export_model
 from cloze.models import build
+from cloze.models.build import PretrainedModelChoice
 from cloze.run import Run
 
 NEW = 60
@@ -52,30 +59,32 @@ def test_the_first_loss_is_better_than_with_random_rows(extended: Run, random_ro
     assert ours < torch.tensor(float(ids_of(extended.tokenizer))).log() - 0.5
 
 
-def first_model(run: Run) -> PreTrainedModel:
-    return AutoModelForMaskedLM.from_pretrained(run.folder / "checkpoints" / "step-00000000").eval()
-
-
 @torch.no_grad()
-def test_a_new_token_is_seen_like_its_pieces(general: Path, extended: Run, random_rows: Run) -> None:
-    """Its hidden state, against the mean of those of its pieces; random rows are the control."""
+def test_a_new_token_is_seen_like_its_pieces(
+    general: Path, extended: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hidden state, against the mean of those of its pieces; rows of transformers are the control."""
     old, tokenizer = AutoTokenizer.from_pretrained(general), extended.tokenizer
     base = AutoModelForMaskedLM.from_pretrained(general).base_model.eval()
+    choice = PretrainedModelChoice(path=str(general))
+    models = {"pieces": build.build_model(choice, tokenizer, seed=0).base_model.eval()}
+    monkeypatch.setattr(build, "start_from_pieces", lambda model, pieces: None)
+    models["random"] = build.build_model(choice, tokenizer, seed=0).base_model.eval()
     likeness: dict[str, list[float]] = {"pieces": [], "random": []}
-    for word in (" lantern", " harbour", " carpenter", " orchard", " watched", " crooked"):
+    words = {i: tokenizer.decode([i]) for i in pieces_of_new(old, tokenizer)}
+    whole = {i: word for i, word in words.items() if word.startswith(" ") and len(word) > 6}
+    assert len(whole) >= 6
+    for new, word in whole.items():
         before = [old(part, add_special_tokens=False)["input_ids"] for part in ("The old", word, " at dawn")]
-        (new,) = tokenizer(word, add_special_tokens=False)["input_ids"]
-        assert new >= ids_of(old)
-        assert len(before[1]) > 1
         start, stop = len(before[0]), len(before[0]) + len(before[1])
         wanted = (
             base(torch.tensor([[*before[0], *before[1], *before[2]]]))
             .last_hidden_state[0, start:stop]
             .mean(0)
         )
-        for name, run in (("pieces", extended), ("random", random_rows)):
+        for name, model in models.items():
             ids = torch.tensor([[*before[0], new, *before[2]]])
-            found = first_model(run).base_model(ids).last_hidden_state[0, start]
+            found = model(ids).last_hidden_state[0, start]
             likeness[name].append(torch.cosine_similarity(wanted, found, dim=0).item())
     ours, control = (sum(values) / len(values) for values in likeness.values())
     assert ours > 0.8
@@ -115,6 +124,41 @@ def test_new_tokens_come_from_the_text_that_is_trained_on(
         )
         found[weight] = len(run.tokenizer(" clonidine", add_special_tokens=False)["input_ids"])
     assert found["0.9"] < found["0.001"]
+
+
+def test_what_is_made_is_a_model_like_any_other(
+    train: Callable[..., Run], cloze: Callable[..., Any], extended: Run, corpus: Path, tmp_path: Path
+) -> None:
+    """It is evaluated, trained on with its own tokenizer, and extended once more."""
+    model = str(extended.folder / "model")
+    printed = []
+    for name, folder in (("run", extended.folder), ("model", model)):
+        out = tmp_path / f"scores-{name}"
+        done = cloze("evaluate", folder, "--suite", "heldout", "--data", corpus, "--out", out)
+        assert done.code == 0, done.err
+        printed.append([line for line in done.out.splitlines() if "bits_per_character_word_l2r" in line])
+    assert printed[0] == printed[1] != []
+    same = train(tmp_path / "same", recipe="adapt", model=model)
+    assert identity(same.tokenizer) == identity(extended.tokenizer)
+    more = train(tmp_path / "more", "tokenizer.extend=5", recipe="adapt", model=model)
+    assert ids_of(more.tokenizer) == ids_of(extended.tokenizer) + 5
+
+
+def test_a_mask_token_is_added_as_well(train: Callable[..., Run], corpus: Path, tmp_path: Path) -> None:
+    """To a tokenizer as those of language models are: byte-level, with neither a mask nor padding."""
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(vocab_size=300, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    backend.train([str(corpus)], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "bytes")
+    choice = f"tokenizer={{kind: load, path: {tmp_path / 'bytes'}, add_mask_token: true, extend: 20}}"
+    run = train(tmp_path / "run", choice)
+    assert len(run.tokenizer) == 300 + 2 + 20
+    text = "The old lantern followed [MASK] harbour."
+    assert run.tokenizer(text)["input_ids"].count(run.tokenizer.mask_token_id) == 1
+    again = train(tmp_path / "run", choice, budget="8steps", resume=True)
+    assert again.summary["steps"] == 8
 
 
 # -- resume -----------------------------------------------------------------------------------------------

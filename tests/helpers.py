@@ -150,6 +150,19 @@ def word_tokenizer(size: int = SIZE) -> PreTrainedTokenizerFast:
     )
 
 
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece that knows the letters a to h, alone and inside of words; 64 tokens with unused ones."""
+    letters = "abcdefgh"
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    names += [f"[unused{i}]" for i in range(64 - len(names))]
+    inner = Tokenizer(models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = dict(zip(("pad", "unk", "cls", "sep", "mask"), names, strict=False))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, **{f"{name}_token": token for name, token in special.items()}
+    )
+
+
 _FAMILIES: dict[str, tuple[type, type[PreTrainedModel], dict[str, Any]]] = {
     "bert": (BertConfig, BertForMaskedLM, {}),
     "roberta": (RobertaConfig, RobertaForMaskedLM, {"pad_token_id": 1}),

@@ -148,7 +148,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]) -> None:
         if said.model.kind == "new":
             mine += [t for t in tiny if t.startswith("model=")]
         mine = [t for t in mine if not any(o.split("=")[0] == t.split("=")[0] for o in overrides)]
-        steps = "3steps" if budget == "2h" else "2steps"
+        steps = "3steps" if budget in ("2h", "20Mtok") else "2steps"
         return resolve(recipe, data, steps, model, [*mine, *overrides])
 
     monkeypatch.setattr(run, "resolve", smaller)

@@ -100,6 +100,9 @@ def pretrain(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/RECIPE.")] = None,
     budget: Annotated[str | None, typer.Option(help="30m, 2h, 10Mtok or 5000steps.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to start from: folder or hub id.")] = None,
+    extend_vocabulary: Annotated[
+        int | None, typer.Option(help="New tokens for the model's tokenizer, learnt from the text.")
+    ] = None,
     text_field: TextField = None,
     split_text: Split = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and masks.")] = None,
@@ -119,6 +122,7 @@ def pretrain(
     for field, value in (
         ("data.text_field", text_field),
         ("data.split_text", split_text),
+        ("tokenizer.extend", extend_vocabulary),
         ("seed", seed),
         ("training.precision", precision),
         ("training.compile", compile_ or None),

@@ -66,7 +66,11 @@ def choose(
     own = given is not None and data is None
     if data is None and not own:
         raise ClozeError(f"no text is given: use --data PATH ({model} is no run, which has held-out text)")
-    sets = ["tokenizer.path=null", *([] if own else _reading(data, text_field, split_text))]
+    sets = [
+        "tokenizer.path=null",
+        "tokenizer.extend=0",
+        *([] if own else _reading(data, text_field, split_text)),
+    ]
     base = given if given is not None else load_recipe("mlm", ["masking.rate=0.15"])
     recipe, objects = run.resolve(base, data, None, folder, sets)
     name = "held-out text of the run" if own else _names(data)

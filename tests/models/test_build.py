@@ -1,13 +1,17 @@
 """Models from scratch in the published sizes, and from folders of any encoder."""
 
+import itertools
 import logging
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import SIZE, tiny_model, word_tokenizer
+from helpers import SIZE, letter_tokenizer, tiny_model, word_tokenizer
 from pydantic import TypeAdapter, ValidationError
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from cloze.data.tokenizers import ids_of, load_tokenizer
+from cloze.data.vocabulary_extension import extend_tokenizer, pieces_of_new
 from cloze.errors import ClozeError
 from cloze.models.build import (
     ModelChoice,
@@ -169,6 +173,78 @@ def test_a_few_more_tokens_are_made_room_for_and_many_are_an_error(tmp_path: Pat
         build_model(choice, word_tokenizer(SIZE + 9), seed=0)
     fewer = build_model(choice, word_tokenizer(SIZE - 20), seed=0)
     assert fewer.get_input_embeddings().weight.shape[0] == SIZE
+
+
+FAMILIES = ("bert", "roberta", "modernbert", "electra", "eurobert", "mpnet", "deberta-v2")
+
+
+def own_and_extended(folder: Path, size: int) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """A tokenizer of 64 tokens, saved in `folder`, and one with `size` words more."""
+    own = letter_tokenizer()
+    own.save_pretrained(folder)
+    words = {"".join(pair): 9.0 for pair in itertools.permutations("abcdefgh", 2)}
+    extend_tokenizer(own, words, size, folder / "extended")
+    return own, load_tokenizer(folder / "extended")
+
+
+@pytest.mark.parametrize(("new", "rows"), [(20, SIZE), (3, SIZE), (40, 128)])
+@pytest.mark.parametrize(
+    ("family", "tie"), [*((f, True) for f in FAMILIES), ("modernbert", False), ("eurobert", False)]
+)
+def test_new_tokens_start_from_their_pieces(
+    family: str, new: int, rows: int, tie: bool, tmp_path: Path
+) -> None:
+    """Also where the checkpoint has rows to spare (96 for 64 tokens); all other rows stay as they were."""
+    model = tiny_model(family, tie_word_embeddings=tie)
+    model.save_pretrained(tmp_path)
+    own, extended = own_and_extended(tmp_path, new)
+    assert (ids_of(own), ids_of(extended)) == (64, 64 + new)
+    grown = build_model(PretrainedModelChoice(path=str(tmp_path)), extended, seed=0)
+    assert grown.config.vocab_size == rows
+    pieces = pieces_of_new(own, extended)
+    assert sorted(pieces) == list(range(64, 64 + new))
+    before, after = model.get_output_embeddings(), grown.get_output_embeddings()
+    tables = [(model.get_input_embeddings().weight, grown.get_input_embeddings().weight)]
+    tables += [(before.weight, after.weight)]
+    tables += [(before.bias, after.bias)] if before.bias is not None else []
+    for old, now in tables:
+        assert now.shape[0] == rows
+        assert torch.equal(now[:64], old[:64])
+        for token, parts in pieces.items():
+            assert torch.allclose(now[token], old[parts].mean(0))
+        assert torch.equal(now[64 + new : SIZE], old[64 + new : SIZE])
+    assert (after.weight is grown.get_input_embeddings().weight) == (
+        before.weight is model.get_input_embeddings().weight
+    )
+    grown.save_pretrained(tmp_path / "grown")
+    stock = AutoModelForMaskedLM.from_pretrained(tmp_path / "grown").eval()
+    ids = torch.tensor([extended("ab ba abc")["input_ids"]])
+    assert ids.max() >= 64
+    assert torch.allclose(stock(input_ids=ids).logits, grown.eval()(input_ids=ids).logits, atol=1e-6)
+
+
+def test_only_the_models_own_tokenizer_can_be_extended(tmp_path: Path) -> None:
+    """The control: as many tokens, but they are not those of the model's own tokenizer and some more."""
+    tiny_model("bert").save_pretrained(tmp_path)
+    _, extended = own_and_extended(tmp_path, 45)
+    choice = PretrainedModelChoice(path=str(tmp_path))
+    assert build_model(choice, extended, seed=0).config.vocab_size == 128
+    with pytest.raises(ClozeError, match="the model knows 96 tokens, the tokenizer has 109"):
+        build_model(choice, word_tokenizer(64 + 45), seed=0)
+
+
+def test_tokens_from_add_tokens_start_from_their_pieces_too(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    model.save_pretrained(tmp_path)
+    own, _ = own_and_extended(tmp_path, 1)
+    added = load_tokenizer(tmp_path)
+    assert added.add_tokens(["abc", "hgf"]) == 2
+    added.add_special_tokens({"extra_special_tokens": ["[DOC]"]})
+    grown = build_model(PretrainedModelChoice(path=str(tmp_path)), added, seed=0)
+    rows, old = grown.get_input_embeddings().weight, model.get_input_embeddings().weight
+    parts = own.convert_tokens_to_ids(["a", "##b", "##c"])
+    assert torch.allclose(rows[added.convert_tokens_to_ids("abc")], old[parts].mean(0))
+    assert torch.equal(rows[added.convert_tokens_to_ids("[DOC]")], old[66])  # a special token has no pieces
 
 
 def test_parameters_count_shared_ones_once() -> None:

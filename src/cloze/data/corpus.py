@@ -36,9 +36,11 @@ from cloze.data.sources import Source, fingerprint, read
 from cloze.data.store import INDEX, Store
 from cloze.data.tokenizer_training import train_tokenizer
 from cloze.data.tokenizers import TokenizerReport, check_tokenizer, identity, load_tokenizer
+from cloze.data.vocabulary_extension import check_extensible, count_words, extend_tokenizer, mix
 from cloze.errors import ClozeError
 
 log = logging.getLogger("cloze")
+EXTENSION_SAMPLE = 20_000_000  # characters that new tokens are learnt from
 
 Progress = Callable[[str, int, int], None]  # what is done, characters, tokens: each since the last call
 
@@ -61,6 +63,9 @@ class LoadTokenizer(Config):
     kind: Literal["load"] = "load"
     path: str | None = None
     add_mask_token: bool = False
+    extend: int = Field(
+        0, ge=0, description="so many new tokens, learnt from the training text (docs/adapt.md)"
+    )
 
 
 TokenizerChoice = Annotated[TrainTokenizer | LoadTokenizer, Field(discriminator="kind")]
@@ -219,8 +224,13 @@ def _tokenizer(
     data: Data, sources: Sequence[Any], choice: TrainTokenizer | LoadTokenizer, model_path: str | None
 ) -> PreTrainedTokenizerFast:
     made = [folder for s in sources if (folder := finished_store(s)) is not None]
+    if isinstance(choice, LoadTokenizer) and choice.extend and made:
+        raise ClozeError(
+            f"tokenizer.extend: the tokenizer of the store {made[0]} is fixed: give the original text"
+        )
     if isinstance(choice, LoadTokenizer) and (choice.path or model_path):
-        return load_tokenizer(choice.path or str(model_path), choice.add_mask_token)
+        tokenizer = load_tokenizer(choice.path or str(model_path), choice.add_mask_token)
+        return _extended(data, sources, tokenizer, choice.extend) if choice.extend else tokenizer
     if made:
         log.info("the tokenizer is that of the store %s", made[0])
         return load_tokenizer(made[0] / "tokenizer")
@@ -242,6 +252,27 @@ def _tokenizer(
         tokenizer.save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
+    return load_tokenizer(folder)
+
+
+def _extended(
+    data: Data, sources: Sequence[Any], tokenizer: PreTrainedTokenizerFast, size: int
+) -> PreTrainedTokenizerFast:
+    """The tokenizer with new tokens from the training text."""
+    check_extensible(tokenizer)
+    weights = [s.weight if isinstance(s, Source) else 1.0 for s in sources]
+    name = [size, identity(tokenizer), data.heldout.share, data.heldout.path is not None, weights]
+    folder = _cache(data) / "tokenizers" / _digest([*name, *(_fingerprint(data, s) for s in sources)])
+    if not (folder / "tokenizer.json").is_file():
+        log.info("learning %s new tokens", f"{size:,}")
+        part = EXTENSION_SAMPLE // len(sources)
+        counts = [count_words(tokenizer, _training_text(data, [source], part)) for source in sources]
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        new, saved = extend_tokenizer(tokenizer, mix(counts, weights), size, temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        examples = ", ".join(tokenizer.convert_tokens_to_string([token]).strip() for token in new[:3])
+        log.info("%s new tokens (%s, …): %.1f%% fewer tokens", f"{len(new):,}", examples, 100 * saved)
     return load_tokenizer(folder)
 
 

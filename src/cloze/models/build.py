@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -23,7 +24,8 @@ from transformers.utils import logging as hf_logging
 
 from cloze.config import Config
 from cloze.data.hub import offline
-from cloze.data.tokenizers import ids_of
+from cloze.data.tokenizers import ids_of, load_tokenizer
+from cloze.data.vocabulary_extension import pieces_of_new
 from cloze.errors import ClozeError
 
 Size = Literal["tiny", "mini", "small", "medium", "base"]
@@ -63,8 +65,11 @@ ModelChoice = Annotated[NewModel | PretrainedModelChoice, Field(discriminator="k
 def build_model(choice: ModelChoice, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
     """The masked-LM of a recipe, in float32 and on the CPU, with its vocabulary fitted to the tokenizer.
 
+    A tokenizer that has tokens besides those of the checkpoint's own one brings rows with it that start from
+    the pieces which the own one cuts these tokens into (`start_from_pieces`).
+
     Errors: a checkpoint that is not there, is not a masked-LM's encoder, or knows fewer tokens than the
-    tokenizer has.
+    tokenizer has, where that is not its own with more tokens.
     """
     torch.manual_seed(seed)
     if isinstance(choice, NewModel):
@@ -72,14 +77,43 @@ def build_model(choice: ModelChoice, tokenizer: PreTrainedTokenizerFast, seed: i
     model = load_masked_lm(choice.path)
     rows = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     size = ids_of(tokenizer)
+    pieces = _new_tokens(choice.path, tokenizer, rows)
     if size > rows:
-        if size - rows > 8:  # more than the special tokens that `add_mask_token` brings
+        if size - rows > 8 and not pieces:  # more than the special tokens that `add_mask_token` brings
             raise ClozeError(
                 f"{choice.path}: the model knows {rows:,} tokens, the tokenizer has {size:,}: "
                 "use the model's own tokenizer (leave `tokenizer` out)"
             )
         model.resize_token_embeddings(-(-size // 64) * 64)
+    start_from_pieces(model, pieces)
     return model
+
+
+def _new_tokens(path: str, tokenizer: PreTrainedTokenizerFast, rows: int) -> dict[int, list[int]]:
+    """The ids that the tokenizer has and the checkpoint's own one lacks, with their pieces in the own one.
+
+    None for a checkpoint without a tokenizer, for which transformers may make up one of a few tokens.
+    """
+    try:
+        own = load_tokenizer(path, add_mask_token=True)
+    except ClozeError:
+        return {}
+    return pieces_of_new(own, tokenizer) if 2 * ids_of(own) > rows else {}
+
+
+@torch.no_grad()
+def start_from_pieces(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
+    """Give tokens the mean embedding of others, for reading and for predicting, and their mean bias.
+
+    Args:
+        pieces: for each id the ids that its row is the mean of; none of them is itself such an id.
+    """
+    output = cast(torch.nn.Linear, model.get_output_embeddings())
+    weights = [cast(torch.nn.Embedding, model.get_input_embeddings()).weight, output.weight]
+    for table in weights if output.bias is None else [*weights, output.bias]:
+        for token, parts in pieces.items():
+            if parts:
+                table[token] = table[list(parts)].mean(0)
 
 
 def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE, Unigram
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -230,11 +229,6 @@ def test_the_option(cloze: Callable[..., Any], general: Path, corpus: Path, tmp_
             "give the original text",
         ),
         (("adapt", "--model", "MODEL", "--data", "SHORT", "--extend-vocabulary", 9), "give more text"),
-        (("adapt", "--model", "UNIGRAM", "--extend-vocabulary", 9), "a Unigram tokenizer cannot"),
-        (
-            ("adapt", "--model", "UNIGRAM", "--extend-vocabulary", 9, "--dry-run"),
-            "a Unigram tokenizer cannot",
-        ),
     ],
 )
 def test_mistakes_are_one_line(
@@ -250,16 +244,7 @@ def test_mistakes_are_one_line(
         assert (
             cloze("prepare", "--data", corpus, "--tokenizer", general, "--out", tmp_path / "store").code == 0
         )
-    shutil.copytree(general, tmp_path / "unigram")
-    inner = Tokenizer(Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
-    names = {"unk_token": "<unk>", "mask_token": "[MASK]", "pad_token": "[PAD]"}
-    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(tmp_path / "unigram")
-    places = {
-        "MODEL": general,
-        "UNIGRAM": tmp_path / "unigram",
-        "STORE": tmp_path / "store",
-        "SHORT": tmp_path / "short.txt",
-    }
+    places = {"MODEL": general, "STORE": tmp_path / "store", "SHORT": tmp_path / "short.txt"}
     given = [places.get(a, a) for a in arguments]
     given += [] if "--data" in arguments else ["--data", corpus]
     done = cloze("pretrain", *given, "--out", tmp_path / "run", "--budget", "1steps")

@@ -13,7 +13,6 @@ from cloze.corruption.replace import Vocabulary
 from cloze.data.batch import Batch
 from cloze.data.corpus import LoadTokenizer, finished_store, source_tokens
 from cloze.data.tokenizers import load_tokenizer
-from cloze.data.vocabulary_extension import check_extensible
 from cloze.errors import ClozeError
 from cloze.masking.rate import mean_rate
 from cloze.methods.build import build_method, vocabulary_of
@@ -110,8 +109,6 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     own = recipe.model.path if isinstance(recipe.model, PretrainedModelChoice) else None
     if isinstance(choice, LoadTokenizer) and (choice.path or own):
         tokenizer = load_tokenizer(choice.path or str(own), choice.add_mask_token)
-        if choice.extend:
-            check_extensible(tokenizer)
         tokenizer.add_tokens([f"[new{number}]" for number in range(choice.extend)])
         return tokenizer
     stores = [folder for s in recipe.data.sources if (folder := finished_store(s)) is not None]

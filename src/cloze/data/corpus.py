@@ -36,7 +36,7 @@ from cloze.data.sources import Source, fingerprint, read
 from cloze.data.store import INDEX, Store
 from cloze.data.tokenizer_training import train_tokenizer
 from cloze.data.tokenizers import TokenizerReport, check_tokenizer, identity, load_tokenizer
-from cloze.data.vocabulary_extension import check_extensible, count_words, extend_tokenizer, mix
+from cloze.data.vocabulary_extension import count_words, extend_tokenizer, mix
 from cloze.errors import ClozeError
 
 log = logging.getLogger("cloze")
@@ -259,7 +259,6 @@ def _extended(
     data: Data, sources: Sequence[Any], tokenizer: PreTrainedTokenizerFast, size: int
 ) -> PreTrainedTokenizerFast:
     """The tokenizer with new tokens from the training text."""
-    check_extensible(tokenizer)
     weights = [s.weight if isinstance(s, Source) else 1.0 for s in sources]
     name = [size, identity(tokenizer), data.heldout.share, data.heldout.path is not None, weights]
     folder = _cache(data) / "tokenizers" / _digest([*name, *(_fingerprint(data, s) for s in sources)])

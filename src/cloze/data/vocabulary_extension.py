@@ -10,7 +10,8 @@ How an entry comes to be used depends on the model:
   most tokens: occurrences × (pieces - 1). Longer words that begin with a new one change with it.
 - BPE joins pairs by its list of merges, so its training goes on (arXiv:2512.03989): the most frequent pair of
   present tokens becomes the next merge. It stands behind all old merges and sees only what they have left.
-- Unigram chooses among cuts by scores that are trained together: it is refused.
+- Unigram takes the cut with the highest sum of scores, so a word gets the sum of its own pieces and a trifle
+  for each token saved: it stands where these pieces stood, and no other cut wins or loses.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from __future__ import annotations
 import heapq
 import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -33,29 +35,21 @@ from cloze.errors import ClozeError
 MIN_COUNT = 5
 """Rarer words get no token: so few occurrences do not train an embedding."""
 
+_MARKS = "Ġ▁"  # before a word, in byte-level and in SentencePiece vocabularies
 _SPACES = "ĠĊĉč▁"  # space, line end, tab, carriage return
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-
-
-def check_extensible(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Refuse a tokenizer that cannot be extended, before its text is read.
-
-    Errors: another kind than WordPiece or BPE; one that does not cut text into words for its model.
-    """
-    kind = type(tokenizer.backend_tokenizer.model).__name__
-    if kind not in ("WordPiece", "BPE"):
-        raise ClozeError(
-            f"tokenizer.extend: a {kind} tokenizer cannot be extended, only WordPiece and BPE: leave it out"
-        )
-    if tokenizer.backend_tokenizer.pre_tokenizer is None:
-        raise ClozeError(
-            f"tokenizer.extend: {type(tokenizer).__name__} does not cut text into words first: leave it out"
-        )
+_TRIFLE = 1e-6  # of a score, a natural logarithm: far below the differences between scores
+_NEVER = 1000.0  # a score so much below all others is not chosen
 
 
 def count_words(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Counter[str]:
-    """How often each word occurs, as the tokenizer's model gets it: normalised, with the mark of a space."""
+    """How often each word occurs, as the tokenizer's model gets it: normalised, with the mark of a space.
+
+    Errors: a tokenizer that does not cut text into words before its model sees it.
+    """
     backend = tokenizer.backend_tokenizer
+    if backend.pre_tokenizer is None:
+        raise ClozeError(f"tokenizer.extend: {type(tokenizer).__name__} does not cut text into words first")
     words: Counter[str] = Counter()
     for text in chain.from_iterable(map(split_paragraphs, texts)):  # as the store cuts them
         if backend.normalizer is not None:
@@ -85,11 +79,14 @@ def extend_tokenizer(
     Returns:
         The new tokens, the best ones first, and the share of the words' tokens that they save.
 
-    Errors: a tokenizer that cannot be extended; words that give no token.
+    Errors: a tokenizer of another kind than WordPiece, BPE or Unigram; words that give no token.
     """
-    check_extensible(tokenizer)
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     model, first = tree["model"], ids_of(tokenizer)
+    if model["type"] not in ("WordPiece", "BPE", "Unigram"):
+        raise ClozeError(
+            f"tokenizer.extend: a {model['type']} tokenizer cannot be extended: only WordPiece, BPE, Unigram"
+        )
     cuts = [(_cut(tokenizer, word), times) for word, times in words.items() if _has_letter(word)]
     new = _add_merges(model, cuts, size) if model["type"] == "BPE" else _best_words(model, cuts, size)
     if not new:
@@ -102,13 +99,13 @@ def extend_tokenizer(
     (folder / "tokenizer.json").write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
     extended = load_tokenizer(folder)
     ids = list(range(first, first + len(new)))
-    if extended.convert_tokens_to_ids(new) != ids or not pieces_of_new(tokenizer, extended):
+    if extended.convert_tokens_to_ids(list(new)) != ids or not pieces_of_new(tokenizer, extended):
         raise ClozeError(f"tokenizer.extend: {type(tokenizer).__name__} does not keep new tokens")
     before, after = (
         sum(len(t.backend_tokenizer.model.tokenize(word)) * times for word, times in words.items())
         for t in (tokenizer, extended)
     )
-    return new, 1 - after / before
+    return list(new), 1 - after / before
 
 
 def pieces_of_new(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> dict[int, list[int]]:
@@ -143,21 +140,45 @@ def _has_letter(word: str) -> bool:
     return any(character.isalpha() for character in word.lstrip(_SPACES))
 
 
-def _best_words(model: Mapping[str, Any], cuts: Iterable[tuple[list[str], float]], size: int) -> list[str]:
-    """The words that save a WordPiece model most tokens."""
-    prefix = model["continuing_subword_prefix"]
+def _best_words(
+    model: Mapping[str, Any], cuts: Iterable[tuple[list[str], float]], size: int
+) -> dict[str, float | None]:
+    """The words that save most tokens, with their scores (None for WordPiece)."""
+    prefix = model["continuing_subword_prefix"] if model["type"] == "WordPiece" else None
+    scores: dict[str, float] = {} if prefix is not None else dict(model["vocab"])
+    known = model["vocab"] if prefix is not None else scores
+    runs: dict[str, list[str]] = {}
     counts: dict[str, float] = defaultdict(float)
-    saved: dict[str, int] = {}
     for pieces, times in cuts:
-        token = "".join([*pieces[:1], *(piece.removeprefix(prefix) for piece in pieces[1:])])
-        if len(pieces) > 1 and token not in model["vocab"]:
-            saved[token] = len(pieces) - 1
-            counts[token] += times
+        for run in [pieces] if prefix is not None else _runs(pieces):
+            token = "".join([*run[:1], *(piece.removeprefix(prefix or "") for piece in run[1:])])
+            if len(run) > 1 and token not in known:
+                runs[token] = run
+                counts[token] += times
     often = [token for token, times in counts.items() if times >= MIN_COUNT]
-    return sorted(often, key=lambda token: (-counts[token] * saved[token], token))[:size]
+    best = sorted(often, key=lambda token: (-counts[token] * (len(runs[token]) - 1), token))[:size]
+    if prefix is not None:
+        return dict.fromkeys(best)
+    return {t: sum(scores[p] for p in runs[t]) + _TRIFLE * (len(runs[t]) - 1) for t in best}
 
 
-def _add_merges(model: dict[str, Any], cuts: Iterable[tuple[list[str], float]], size: int) -> list[str]:
+def _runs(pieces: Sequence[str]) -> Iterator[list[str]]:
+    """The words in pieces that may have punctuation among them: "▁(", "neuro", "n", ")," holds "neuron"."""
+    run: list[str] = []
+    for piece in pieces:
+        plain = all(unicodedata.category(c)[0] in "LMN" for c in piece.lstrip(_MARKS))
+        if run and (not plain or piece[0] in _MARKS):
+            yield run
+            run = []
+        if plain:
+            run.append(piece)
+    if run:
+        yield run
+
+
+def _add_merges(
+    model: dict[str, Any], cuts: Iterable[tuple[list[str], float]], size: int
+) -> dict[str, float | None]:
     """Goes on with the training of a BPE model: its merges are added to, and their tokens returned."""
     prefix = model.get("continuing_subword_prefix") or ""
     words = [(pieces, times) for pieces, times in cuts if len(pieces) > 1]
@@ -169,7 +190,7 @@ def _add_merges(model: dict[str, Any], cuts: Iterable[tuple[list[str], float]], 
             places[pair].add(number)
     queue = [(-times, pair) for pair, times in counts.items()]
     heapq.heapify(queue)
-    new: dict[str, None] = {}  # a set that keeps its order
+    new: dict[str, float | None] = {}
     while queue and len(new) < size:
         times, pair = heapq.heappop(queue)
         if -times != counts[pair]:
@@ -195,7 +216,7 @@ def _add_merges(model: dict[str, Any], cuts: Iterable[tuple[list[str], float]], 
                 changed.add(now)
         for other in changed - {pair}:
             heapq.heappush(queue, (-counts[other], other))
-    return list(new)
+    return new
 
 
 def _join(pieces: Sequence[str], pair: tuple[str, str], token: str) -> list[str]:
@@ -209,13 +230,21 @@ def _join(pieces: Sequence[str], pair: tuple[str, str], token: str) -> list[str]
     return joined
 
 
-def _enter(model: dict[str, Any], new: Sequence[str], aside: Mapping[int, str], first: int) -> None:
+def _enter(
+    model: dict[str, Any], new: Mapping[str, float | None], aside: Mapping[int, str], first: int
+) -> None:
     """Put new tokens into the vocabulary, from the id `first` on.
 
     Tokens that stood aside of the vocabulary come into it: else they would be numbered anew, behind it. No
-    text of BPE is cut into them: there are no merges to them.
+    text is cut into them: there are no merges to them, or their scores are too low (unless it is unknown).
     """
     vocabulary = model["vocab"]
+    if model["type"] == "Unigram":
+        lowest = min(score for _, score in vocabulary) - _NEVER
+        for index in range(len(vocabulary), first):
+            vocabulary.append([aside.get(index, f"[unused{index}]"), lowest])
+        vocabulary.extend([token, score] for token, score in new.items())
+        return
     for index, token in aside.items():
         vocabulary.setdefault(token, index)
     vocabulary.update({token: first + number for number, token in enumerate(new)})

@@ -531,6 +531,18 @@ def test_what_changes_nothing_needs_no_force(trained: Run, train: Train, tmp_pat
     assert_same_weights(trained.folder, tmp_path / "run")
 
 
+def test_a_run_from_before_a_field_existed_goes_on(trained: Run, train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    file = newest(folder) / "state.json"
+    state = json.loads(file.read_text("utf-8"))
+    assert state["recipe"]["tokenizer"].pop("lowercase") is False
+    file.write_text(json.dumps(state), encoding="utf-8")
+    assert train(folder, resume=True, budget="8steps").summary["steps"] == 8
+    with pytest.raises(ClozeError, match=r"tokenizer\.lowercase: False -> True"):
+        train(folder, "tokenizer.lowercase=true", resume=True, budget="9steps")
+
+
 def test_changed_text_is_noticed(train: Train, corpus: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     shutil.copy(corpus, text)

@@ -16,7 +16,6 @@ from cloze.comparison.result import UNITS, ArmFacts, Comparison, Difference, Mea
 from cloze.comparison.runs import Finished, MetricName
 from cloze.comparison.statistics import mean_interval, ratio_interval, reached_at
 from cloze.comparison.verdict import finding, sentence
-from cloze.evaluation.suites import SUITES
 from cloze.variance.estimate import Estimate
 
 MEASURES = ("tokens", "operations", "seconds")
@@ -83,13 +82,12 @@ def held_out(runs: Sequence[Finished], metric: MetricName) -> dict[str, dict[int
 
 
 def _suites(runs: Sequence[Finished]) -> dict[str, dict[str, Values]]:
-    """For each suite the values of its tasks in the suite's main metric, as {SUITE/TASK/METRIC: values}."""
+    """For each suite the values of its tasks in their main metric, as {SUITE/TASK/METRIC: values}."""
     found: dict[str, dict[str, dict[str, dict[int, float | None]]]] = {}
     for run in runs:
         for suite, tasks in run.suites.items():
-            known = SUITES.get(suite.removesuffix(" (probe)"))
             for task, metrics in tasks.items():
-                metric = known.main if known is not None and known.main in metrics else next(iter(metrics))
+                metric = next(iter(metrics))  # a suite names the main one first
                 values = found.setdefault(suite, {}).setdefault(f"{suite}/{task}/{metric}", {})
                 values.setdefault(run.recipe, {})[run.seed] = statistics.fmean(metrics[metric])
     return {suite: dict(tasks) for suite, tasks in found.items()}

@@ -66,6 +66,13 @@ def test_a_suite_of_several_tasks_has_a_mean_that_is_compared_by_itself() -> Non
     assert {m.metric for m in found.means if m.part} == {"fake/cola/mcc", "fake/sst/mcc"}
 
 
+def test_a_run_that_diverged_counts_in_the_suites_too() -> None:
+    found = compared(extra="wild")
+    of = {d.metric: d.finding for d in found.differences if d.recipe == "wild"}
+    assert of == dict.fromkeys(of, "diverged")
+    assert {"fake/mean of 2 tasks/mcc", "fake/cola/mcc"} <= of.keys()
+
+
 def test_what_is_needed_for_the_baselines_loss() -> None:
     """Straight lines: a recipe that ends d lower needs (9 − L) / (9 − L + d) of the budget."""
     found = {(s.recipe, s.measure): s for s in compared().speedups}

@@ -90,6 +90,9 @@ def _suites(runs: Sequence[Finished]) -> dict[str, dict[str, Values]]:
                 metric = next(iter(metrics))  # a suite names the main one first
                 values = found.setdefault(suite, {}).setdefault(f"{suite}/{task}/{metric}", {})
                 values.setdefault(run.recipe, {})[run.seed] = statistics.fmean(metrics[metric])
+    for run in (run for run in runs if run.status == "diverged"):
+        for values in (values for tasks in found.values() for values in tasks.values()):
+            values.setdefault(run.recipe, {})[run.seed] = None
     return {suite: dict(tasks) for suite, tasks in found.items()}
 
 

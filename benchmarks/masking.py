@@ -133,6 +133,16 @@ def cell_of(run: dict[str, Any]) -> tuple[str, float, str]:
     return run["regime"], run["rate"], model
 
 
+def check_pairs(runs: list[dict[str, Any]]) -> None:
+    """Leave if runs of a seed begin with different losses: their text, tokenizer or weights differ."""
+    first: dict[int, tuple[str, float]] = {}
+    for run in runs:
+        loss = run["curve"][0]["loss"]
+        arm, other = first.setdefault(run["seed"], (run["arm"], loss))
+        if abs(loss - other) > 1e-3:
+            raise SystemExit(f"{run['arm']} and {arm}, seed {run['seed']}: not the same start, no pair")
+
+
 def table(folder: Path) -> list[str]:
     """Paired differences of every cell (regime, rate, width), as rows of a Markdown table."""
     runs = [json.loads(f.read_text()) for f in sorted(folder.glob("*.json"))]
@@ -144,6 +154,7 @@ def table(folder: Path) -> list[str]:
         mine = [r for r in runs if cell_of(r) == cell]
         loss = {(r["arm"], r["seed"]): r["curve"][-1]["loss"] for r in mine}
         arms = [arm for arm in ARMS if any(a == arm for a, _ in loss)]
+        check_pairs(mine)
         for arm in arms:
             seeds = sorted(s for a, s in loss if a == arm and ("uniform", s) in loss)
             own = [loss[arm, s] for s in seeds]

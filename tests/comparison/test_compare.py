@@ -297,20 +297,20 @@ def test_suites_are_measured_once_on_every_run(
 
     def score(subject: Subject, options: Options) -> Scores:
         measured.append(Path(subject.name).name)
-        assert (options.data, options.seeds) == ("there", 1)
+        assert (options.data, options.seeds) == (str(copied), 1)
         norm = float(subject.body().get_input_embeddings().weight.detach().norm())  # type: ignore[union-attr]
         return {"norm": {"size": [norm], "other": [0.0]}, "loss": {"size": [1.0, 3.0]}}
 
     monkeypatch.setitem(suites.SUITES, "fake", Suite("fake", "of the tests", score, "size"))
     monkeypatch.setattr(execute, "pretrain", no_run)
-    found = compare(copied, suites=["fake"], suite_data={"fake": "there"})
+    found = compare(copied, suites=["fake"], suite_data={"fake": str(copied)})
     names = [f"mlm-rate={rate}-{seed}" for seed in (0, 1) for rate in (0.15, 0.3)]
     assert measured == names
     task = next(d for d in found.differences if d.metric == "fake/norm/size")
     assert task.comparisons == 2
     assert len(task.values) == 2 and task.values[0] != 0.0
     assert next(m for m in found.means if m.metric == "fake/loss/size").mean == 2.0
-    again = compare(copied, suites=["fake"], suite_data={"fake": "there"})
+    again = compare(copied, suites=["fake"], suite_data={"fake": str(copied)})
     assert measured == names
     assert again.as_dict() == found.as_dict()
 
@@ -324,8 +324,9 @@ def test_a_probe_is_another_measurement(
     for name, trains in (("trained", True), ("other", False)):
         monkeypatch.setitem(suites.SUITES, name, Suite(name, "of the tests", score, "accuracy", trains))
     monkeypatch.setattr(execute, "pretrain", no_run)
-    compare(copied, suites=["trained", "other"])
-    found = compare(copied, suites=["trained", "other"], probe=True)
+    given = {"suites": ["trained", "other"], "suite_data": {"trained": copied, "other": copied}}
+    compare(copied, **given)
+    found = compare(copied, **given, probe=True)
     means = {mean.metric: mean.mean for mean in found.means if mean.metric != "heldout_loss"}
     assert means == {
         "trained/task/accuracy": 0.75,
@@ -379,6 +380,8 @@ def test_a_search_by_the_command(
         (["mlm", "spans", "--suite", "nothing"], "--suite nothing"),
         (["mlm", "spans", "--seeds", "0"], "--seeds 0"),
         (["mlm", "spans", "--jobs", "0"], "--jobs 0"),
+        (["mlm", "spans", "--suite", "words"], "--suite-data words=PATH"),
+        (["mlm", "spans", "--suite", "words", "--suite-data", "./no/"], "--suite-data words=./no/: no such"),
         (["mlm", "--sweep", "masking.rate"], "--sweep masking.rate"),
         (["mlm", "spans", "--search", "lots"], "budget 'lots'"),
         ([], "compare --help"),

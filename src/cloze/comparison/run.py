@@ -24,6 +24,7 @@ from cloze.comparison.result import Comparison
 from cloze.comparison.runs import Finished, Job, add_scores, made_before, measured_as
 from cloze.comparison.timing import read_timing, write_timing
 from cloze.data.corpus import Progress
+from cloze.data.files import looks_local
 from cloze.errors import ClozeError
 from cloze.evaluation.run import evaluate, suite_of
 from cloze.evaluation.suites.base import Meter
@@ -115,8 +116,7 @@ def compare(
     if margin is not None and not margin > 0:
         raise ClozeError(f"--margin {margin:g}: give a positive difference, in nats")
     check_jobs(jobs)
-    for name in suites:
-        suite_of(name)
+    _check_suites(suites, suite_data or {})
     allowance = Allowance.parse(budget)
     arms = make_arms(recipes, data, model, sweeps, overrides)
     folder = writable_folder(Path(out))
@@ -168,6 +168,18 @@ def runs_of(plan: Plan, watch: Watch | None = None, at_once: int = 1) -> list[Fi
     """Make all runs of a plan that are missing, so many at one time on each device."""
     with watch(plan) if watch is not None else Unwatched() as watcher:
         return make_runs(plan.jobs, at_once, watcher.listen, watcher.done)
+
+
+def _check_suites(suites: Sequence[str], places: Mapping[str, str | Path]) -> None:
+    """Errors, before anything is trained: no such suite; it has no data, or data that is not there."""
+    for name in suites:
+        if suite_of(name).brings:
+            continue
+        place = places.get(name)
+        if place is None:
+            raise ClozeError(f"--suite {name}: where is its data? give --suite-data {name}=PATH")
+        if looks_local(str(place)) and not Path(place).expanduser().exists():
+            raise ClozeError(f"--suite-data {name}={place}: no such file or folder")
 
 
 def _evaluated(

@@ -51,7 +51,7 @@ class Suite:
         name: as on the command line. about: one line for people.
         run: measures; raises `ClozeError` in one line for every mistake that the user can mend.
         main: the metric that tables show first, and whose mean over tasks is told, for each task.
-        trains: whether `Options.probe` means something to it.
+        trains: whether `Options.probe` means something to it. brings: whether a run has its data.
     """
 
     name: str
@@ -59,3 +59,4 @@ class Suite:
     run: Callable[[Subject, Options], Scores]
     main: str
     trains: bool = False
+    brings: bool = False

@@ -88,4 +88,6 @@ def _samples(loader: Loader) -> list[Tokens]:
     return found
 
 
-SUITE = Suite("heldout", "masked loss, bits per character and pseudo-perplexity of text", run, "loss")
+SUITE = Suite(
+    "heldout", "masked loss, bits per character and pseudo-perplexity of text", run, "loss", brings=True
+)

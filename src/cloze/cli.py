@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -267,9 +267,7 @@ def diagnose(
         )
         if out is not None:
             terminal.say(f"written: {out / 'diagnosis.json'}, {out / 'diagnosis.html'}")
-    for line in lines(result):
-        heading = bool(line) and not line.startswith(" ")
-        out_console.print(line, style="bold" if heading else None, soft_wrap=True)
+    _print(lines(result))
 
 
 @app.command()
@@ -321,7 +319,12 @@ def evaluate(
         folder = run_folder(model) if out is None else out
         if folder is not None:
             terminal.say(f"written: {folder / 'evaluation.json'}, {folder / 'evaluation.html'}")
-    for line in lines(result):
+    _print(lines(result))
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Lines of a result; one that does not start with a space is a heading."""
+    for line in lines:
         heading = bool(line) and not line.startswith(" ")
         out_console.print(line, style="bold" if heading else None, soft_wrap=True)
 
@@ -433,9 +436,7 @@ def compare(
                 shown = [*lines(found), "", f"{'report':<14} {out / 'report.html'}"]
         except Interrupted as stopped:
             raise typer.Exit(128 + stopped.signal) from None
-    for line in shown:
-        heading = bool(line) and not line.startswith(" ")
-        out_console.print(line, style="bold" if heading else None, soft_wrap=True)
+    _print(shown)
 
 
 @app.command()

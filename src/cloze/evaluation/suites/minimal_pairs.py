@@ -50,7 +50,7 @@ def run(subject: Subject, options: Options) -> Scores:
     # What is the same to the model is scored once: equal scores are then equal to the last bit.
     names = {text: sequence.ids.tobytes() for text, sequence in tokens.items()}
     distinct = {names[text]: sequence for text, sequence in tokens.items()}
-    tell = partial(options.meter, "scoring sentences")
+    tell = partial(options.meter, "scoring sentences, tokens")
     found = pseudo_log_likelihoods(encoder, tokenizer.mask_token_id, list(distinct.values()), tell)
     scores: dict[str, dict[str, list[float]]] = {pair.task: {} for pair in pairs}
     for metric, values in (("accuracy", found.plain), ("accuracy_word_l2r", found.word_l2r)):

@@ -40,7 +40,7 @@ class MapNet(Masking):
     learned: ClassVar[bool] = True
     kind: Literal["mapnet"] = "mapnet"
     units: UnitKind = Field("tokens", description="what is hidden as a whole")
-    score: Score = Field("hidden_gradient", description="what it predicts; loss has more variance than the others")
+    score: Score = Field("hidden_gradient", description="what it predicts; loss does not lower the variance")
     epsilon: float = Field(0.2, gt=0.0, le=0.5, description="uniform share of the draws; weights ≤ 1/epsilon")
     power: float | None = Field(
         None, ge=0.0, le=1.0, description="exponent of the proposal; null: as its measured saving says"

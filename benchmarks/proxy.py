@@ -77,6 +77,8 @@ def read(folder: Path) -> list[Curve]:
         ):
             continue
         cell = [folder.resolve().name]
+        if "arm" in content:  # files of earlier versions do not name what was always so
+            content = {"layers": 4, "family": "modernbert"} | content
         for key in ("regime", "rate", "width", "layers", "family"):
             if key in content:
                 cell.append(f"{content[key]:.3g}" if isinstance(content[key], float) else str(content[key]))

@@ -36,7 +36,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Allowance, S
         plans.append(([arm.name for arm in arms], each, seeds))
         return plan([arm.name for arm in arms], 1, folder)
 
-    def runs_of(made: Plan, watch: Any) -> list[Any]:
+    def runs_of(made: Plan, watch: Any, at_once: int) -> list[Any]:
         losses = {}
         for planned in made.arms:
             rate, clip = (float(part.partition("=")[2]) for part in planned.arm.name.split()[1:])

@@ -539,6 +539,19 @@ def test_what_changes_nothing_needs_no_force(trained: Run, train: Train, tmp_pat
     assert_same_weights(trained.folder, tmp_path / "run")
 
 
+def test_a_run_of_an_earlier_version_goes_on(trained: Run, train: Train, tmp_path: Path) -> None:
+    """Its recipe lacks fields that came later, which have their defaults."""
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", listeners=[Stop(2)])
+    file = newest(tmp_path / "run") / "state.json"
+    state = json.loads(file.read_text("utf-8"))
+    for field in ("variants", "stages"):
+        del state["recipe"][field]
+    file.write_text(json.dumps(state), encoding="utf-8")
+    train(tmp_path / "run", resume=True)
+    assert_same_weights(trained.folder, tmp_path / "run")
+
+
 def test_changed_text_is_noticed(train: Train, corpus: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     shutil.copy(corpus, text)

@@ -145,6 +145,14 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
+def filled(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A dumped recipe of perhaps an earlier version, with the defaults of the fields that it lacks."""
+    try:
+        return Recipe.model_validate(tree).model_dump(mode="json")
+    except ValidationError:
+        return tree
+
+
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs between two dumped recipes, as "field: old -> new"."""
     lines: list[str] = []

@@ -316,6 +316,16 @@ def test_two_interruptions(train: Train, tmp_path: Path, trained: Run) -> None:
     assert_same_run(trained.folder, tmp_path / "run")
 
 
+@pytest.mark.parametrize("recipe", ["gpt-bert", "clm-then-mlm", "prefix"])
+def test_an_interruption_in_the_middle_of_methods(recipe: str, train: Train, tmp_path: Path) -> None:
+    rows = "training.phases=[{share: 1.0, length: 64, rows: 16}]"
+    whole = train(tmp_path / "whole", rows, recipe=recipe)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", rows, recipe=recipe, listeners=[Stop(2)])
+    train(tmp_path / "run", rows, recipe=recipe, resume=True)
+    assert_same_run(whole.folder, tmp_path / "run")
+
+
 def no_steps(*_: Any, **__: Any) -> Any:
     raise AssertionError("a step was trained")
 

@@ -323,6 +323,7 @@ def test_a_variant_takes_what_it_does_not_say_from_the_recipe(write: Callable[..
 def test_a_kind_that_is_changed_keeps_a_rate_that_fits() -> None:
     sets = ["objective.kind=next_token", "visibility.kind=causal"]
     assert load_recipe("mlm", [*sets, "masking.kind=none"]).masking.rate == 0.0
+    assert load_recipe("causal", ["masking.kind=uniform"]).masking.rate == 0.3
     assert load_recipe("mlm", ["masking.rate=0.2", "masking.kind=words"]).masking.rate == 0.2
 
 

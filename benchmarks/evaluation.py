@@ -52,7 +52,7 @@ def ours(folder: Path, tokens: int) -> tuple[Callable[[], float], int]:
     """Our evaluation, ready to run, and its number of slots."""
     from cloze.assembly import open_text
     from cloze.evaluation.heldout import HeldOutSet
-    from cloze.methods.build import vocabulary_of
+    from cloze.methods.build import Choices, build_method, vocabulary_of
     from cloze.models.build import load_masked_lm
     from cloze.models.encoder import isolate
     from cloze.run import resolve
@@ -63,9 +63,10 @@ def ours(folder: Path, tokens: int) -> tuple[Callable[[], float], int]:
     corpus = open_text(recipe, [], None)
     encoder = isolate(load_masked_lm(str(folder / "model")))
     loader = corpus.held_out_loader(corpus.layout(LENGTH, encoder.longest(), False))
-    held_out = HeldOutSet(loader, vocabulary_of(corpus.tokenizer), 0.15, tokens)
+    held_out = HeldOutSet(loader, 0.15, tokens)
+    method = build_method(Choices(), encoder, vocabulary_of(corpus.tokenizer))
     slots = min(tokens // LENGTH, sum(map(len, loader.sources))) * LENGTH
-    return lambda: held_out.evaluate(encoder).loss, slots
+    return lambda: held_out.evaluate(method).loss, slots
 
 
 def stock(folder: Path, tokens: int, way: str) -> tuple[Callable[[], float], int]:

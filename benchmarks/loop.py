@@ -28,16 +28,15 @@ import json, time, statistics, torch
 from cloze.training.precision import quick_products
 from cloze.run import resolve
 from cloze.data.corpus import open_corpus
-from cloze.methods.build import build_method, vocabulary_of
+from cloze.assembly import method_of
+from cloze.methods.build import vocabulary_of
 from cloze.models.build import build_model
 from cloze.models.encoder import Encoder
 from cloze.training.optimisers import build_optimizers
 recipe, _ = resolve({recipe!r}, {data!r}, overrides={sets!r})
 corpus = open_corpus(recipe.data, recipe.tokenizer)
 encoder = Encoder(build_model(recipe.model, corpus.tokenizer, 0))
-choices = recipe.objective, recipe.masking, recipe.corruption
-counts = torch.ones(encoder.vocabulary.weight.shape[0])
-method = build_method(*choices, encoder, vocabulary_of(corpus.tokenizer), counts, 0)
+method = method_of(recipe, encoder, vocabulary_of(corpus.tokenizer))
 phase = recipe.training.phases[0]
 loader = corpus.loader(corpus.layout(phase.length, encoder.longest(), False), 0)
 work = method.prepare(loader.batch(0, phase.rows), 0.0)

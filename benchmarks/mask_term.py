@@ -21,7 +21,7 @@ from cloze.diagnosis.opening import Subject, open_subject
 from cloze.diagnosis.parameters import groups_of
 from cloze.masking import POLICIES
 from cloze.methods.base import Method
-from cloze.methods.build import build_method, vocabulary_of
+from cloze.methods.build import Choices, build_method, vocabulary_of
 from cloze.report.environment import environment
 from cloze.variance import jackknife
 
@@ -45,8 +45,7 @@ def method_of(name: str, subject: Subject) -> Method:
     masking = POLICIES[kind](rate=subject.rate, **settings)
     recipe, vocabulary = subject.recipe, vocabulary_of(subject.corpus.tokenizer)
     counts = torch.from_numpy(subject.corpus.counts(subject.encoder.vocabulary.weight.shape[0]))
-    choices = recipe.objective, masking, recipe.corruption, subject.encoder, vocabulary, counts, 0
-    method = build_method(*choices).eval()
+    method = build_method(Choices(masking, recipe.corruption), subject.encoder, vocabulary, counts).eval()
     learnt = dict(subject.method.named_buffers())
     for buffer, value in method.named_buffers():
         source = {"frozen": "theta"}.get(buffer.split(".")[-1], buffer.split(".")[-1])

@@ -20,12 +20,11 @@ import torch
 from accelerate import Accelerator
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from cloze.corruption.replace import Replace, Vocabulary
+from cloze.corruption.replace import Vocabulary
 from cloze.data.batch import Batch
 from cloze.masking import POLICIES
 from cloze.methods.base import Method
-from cloze.methods.build import build_method
-from cloze.methods.mlm import MlmObjective
+from cloze.methods.build import Choices, build_method
 from cloze.models.build import SIZES
 from cloze.models.encoder import isolate
 from cloze.report.environment import environment
@@ -71,8 +70,7 @@ def main() -> None:
         )
         encoder = isolate(ModernBertForMaskedLM(config))
         masking = POLICIES[name.split(",")[0]](rate=arguments.rate, **settings)
-        counts = torch.ones(arguments.vocabulary)
-        method = build_method(MlmObjective(), masking, Replace(), encoder, vocabulary, counts, 0).to(device)
+        method = build_method(Choices(masking), encoder, vocabulary).to(device)
         steps[name] = Step(method, arguments.rows, arguments.vocabulary, device)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
     for round_ in range(arguments.rounds + 2):

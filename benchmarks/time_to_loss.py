@@ -70,7 +70,7 @@ def held_out_loss(model: Path, chosen: argparse.Namespace) -> tuple[float, int]:
     """Loss of a model folder on the fixed masks, and how many tokens it is the mean of."""
     from cloze.assembly import open_text
     from cloze.evaluation.heldout import HeldOutSet
-    from cloze.methods.build import vocabulary_of
+    from cloze.methods.build import Choices, build_method, vocabulary_of
     from cloze.models.build import load_masked_lm
     from cloze.models.encoder import isolate
     from cloze.run import resolve
@@ -80,8 +80,8 @@ def held_out_loss(model: Path, chosen: argparse.Namespace) -> tuple[float, int]:
     encoder = isolate(load_masked_lm(str(model)))
     evaluation = recipe.evaluation
     loader = corpus.held_out_loader(corpus.layout(evaluation.length, encoder.longest(), False))
-    held_out = HeldOutSet(loader, vocabulary_of(corpus.tokenizer), evaluation.rate, evaluation.tokens)
-    result = held_out.evaluate(encoder)
+    held_out = HeldOutSet(loader, evaluation.rate, evaluation.tokens)
+    result = held_out.evaluate(build_method(Choices(), encoder, vocabulary_of(corpus.tokenizer)))
     return result.loss, result.losses.numel()
 
 

@@ -48,6 +48,8 @@ def type_text(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) in (Union, UnionType):
         parts = [type_text(part, metadata) for part in get_args(annotation) if part is not NoneType]
         return " or ".join([*dict.fromkeys(parts), *(["`null`"] if NoneType in get_args(annotation) else [])])
+    if get_origin(annotation) is dict:
+        return f"mapping of names to {type_text(get_args(annotation)[1], [])}"
     if get_origin(annotation) is tuple:
         return f"list of {type_text(get_args(annotation)[0], [])}"
     if hasattr(annotation, "__metadata__"):  # Annotated
@@ -64,11 +66,13 @@ def default_text(field: FieldInfo) -> str:
     """The default as YAML would have it; empty for a section of its own."""
     if field.is_required():
         return "required"
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return f"`kind: {value.kind}`" if hasattr(value, "kind") else "see there"
     if value is None or isinstance(value, bool):
         return f"`{str(value).lower().replace('none', 'null')}`"
+    if value == {}:
+        return "none"
     if isinstance(value, tuple):
         return f"one {type(value[0]).__name__}" if value else "`[]`"
     return f"`{value}`" if value != "" else "empty"
@@ -129,6 +133,8 @@ MEANINGS = {
     "Recipe.corruption": "what stands in the place of a hidden token",
     "Recipe.visibility": "which token sees which",
     "Recipe.objective": "what is predicted and how it is scored",
+    "Recipe.variants": "other methods for the same model, each with a name that `stages` uses",
+    "Recipe.stages": "which methods are trained when, one after the other",
     "Recipe.training": "steps, batch, optimiser, files",
     "Recipe.evaluation": "the held-out loss",
     "Source.path": "file, folder, glob, saved or hub dataset, store, or `cloze:books` (in the package)",
@@ -141,6 +147,10 @@ MEANINGS = {
     "TrainTokenizer.lowercase": "lower-case the text",
     "LoadTokenizer.path": "folder or hub id; `null`: the model's folder",
     "LoadTokenizer.add_mask_token": "add `[MASK]` and `[PAD]` to a tokenizer that lacks them",
+    "Variant.masking": "as in the recipe; `null`: the recipe's own",
+    "Variant.corruption": "likewise",
+    "Variant.visibility": "likewise",
+    "Variant.objective": "likewise",
     "MapNet.learning_rate": "of the small network, by an Adam of its own",
     "NewModel.family": "architecture",
     "NewModel.size": "layers × width: "

@@ -35,8 +35,12 @@ TINY = (
 
 
 def small(recipe: str) -> tuple[str, ...]:
-    """TINY for a recipe; one that starts from a model has that model's size and tokenizer."""
-    return tuple(t for t in TINY if recipe != "adapt" or not t.startswith(("tokenizer", "model")))
+    """TINY for a recipe; one that starts from a model has that model's size and tokenizer.
+
+    A mixture needs a row for each method in a step.
+    """
+    more = ("training.phases=[{share: 1.0, length: 64, rows: 16}]",) if recipe == "gpt-bert" else ()
+    return (*(t for t in TINY if recipe != "adapt" or not t.startswith(("tokenizer", "model"))), *more)
 
 
 _NOUNS = (

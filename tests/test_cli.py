@@ -68,7 +68,7 @@ def test_the_table_of_recipes(cloze: Cloze) -> None:
         recipe = load_recipe(name)
         (row,) = [line for line in lines if line.startswith(f"{name} ")]
         assert all(choice in row for choice in recipe.choices().values())
-        assert row.rstrip().endswith("yes" if recipe.masking.unbiased else "no")
+        assert row.rstrip().endswith("yes" if recipe.unbiased else "no")
         assert recipe.about.split()[0] in result.out
         assert recipe.paper is None or recipe.paper in result.out
     assert max(map(len, lines)) <= 80

@@ -142,5 +142,6 @@ def test_streams_are_named_once() -> None:
         "KEY",
         "OFFSET",
         "STRATUM",
+        "PREFIX",
     ]
     assert {s.name: int(s) for s in Stream} == {name: i for i, name in enumerate(names, start=1)}

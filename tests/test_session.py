@@ -22,7 +22,7 @@ from cloze import ClozeError, Run, session
 from cloze.diagnosis import online
 from cloze.masking import stratified, trust
 from cloze.masking.base import Evidence
-from cloze.methods.mlm import Mlm
+from cloze.methods.token_prediction import TokenPrediction
 from cloze.recipes.load import dump, load_recipe
 from cloze.run import resolve
 from cloze.session import Interrupted
@@ -39,6 +39,11 @@ WORDS = (
     "training.micro_tokens=128",
 )
 SPANS = ("masking.kind=spans", "model.dropout=0.1", "training.schedule.kind=cosine")
+CAUSAL = (
+    "variants={causal: {masking: {kind: none}, visibility: {kind: causal}, objective: {kind: next_token}}}"
+)
+MIXED = (CAUSAL, "stages=[{use: {causal: 1, main: 3}}]", "training.micro_tokens=320", "model.dropout=0.1")
+SWITCH = (CAUSAL, "stages=[{share: 0.4, use: causal}, {share: 0.6}]")  # after two steps
 FLAT = "training.schedule={kind: constant, warmup: 0.0}"
 TIMES = {"seconds", "tokens_per_second", "took"}
 
@@ -164,14 +169,14 @@ def test_the_model_loads_with_stock_classes(trained: Run) -> None:
 
 def test_the_model_computes_what_was_evaluated(trained: Run) -> None:
     """The held-out loss again, by stock code on the saved folder: one sample at a time, full logits."""
-    from cloze.evaluation.heldout import HeldOutSet
+    from cloze.evaluation.heldout import SEED, HeldOutSet
 
-    items: list[Any] = []
+    works: list[Any] = []
     original = HeldOutSet.evaluate
 
-    def keep(self: HeldOutSet, *args: Any) -> Any:
-        items[:] = list(self.items())
-        return original(self, *args)
+    def keep(self: HeldOutSet, method: Any, *args: Any) -> Any:
+        works[:] = [method.examine(batch, plan, SEED) for batch, plan in self.items()]
+        return original(self, method, *args)
 
     recipe = load_recipe(str(trained.folder / "recipe.yaml"))
     with pytest.MonkeyPatch.context() as patch:
@@ -179,11 +184,12 @@ def test_the_model_computes_what_was_evaluated(trained: Run) -> None:
         again = cloze.pretrain(recipe, out=trained.folder.parent / "again")
     model, total, count = trained.model.eval(), 0.0, 0
     with torch.no_grad():
-        for batch, view, places, labels in items:
-            for sample in range(batch.samples):
-                inside = (batch.segments == sample).flatten().nonzero().flatten()
-                log_p = model(input_ids=view.ids.flatten()[inside][None]).logits[0].double().log_softmax(-1)
-                for place, label in zip(places.tolist(), labels.tolist(), strict=True):
+        for work in works:
+            ids = work.views[0].ids.flatten()
+            for sample in range(work.batch.samples):
+                inside = (work.batch.segments == sample).flatten().nonzero().flatten()
+                log_p = model(input_ids=ids[inside][None]).logits[0].double().log_softmax(-1)
+                for place, label in zip(work.places.tolist(), work.labels.tolist(), strict=True):
                     if (inside == place).any():
                         total -= log_p[(inside == place).nonzero().item(), label].item()
                         count += 1
@@ -219,7 +225,9 @@ def test_the_report_tells_this_run(trained: Run) -> None:
 # -- stopping and going on --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [UNIFORM, WORDS, SPANS], ids=["uniform", "words", "spans"])
+@pytest.mark.parametrize(
+    "options", [UNIFORM, WORDS, SPANS, MIXED, SWITCH], ids=["uniform", "words", "spans", "mixed", "switch"]
+)
 @pytest.mark.parametrize(
     ("step", "kind", "number"),
     [(2, "step", signal.SIGINT), (3, "heldout", signal.SIGTERM)],
@@ -246,7 +254,7 @@ def test_a_resumed_run_is_bit_equal(
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-@pytest.mark.parametrize("options", [UNIFORM, WORDS], ids=["uniform", "words"])
+@pytest.mark.parametrize("options", [UNIFORM, WORDS, MIXED], ids=["uniform", "words", "mixed"])
 def test_workers_change_nothing_not_even_on_a_resume(
     options: tuple[str, ...], train: Train, tmp_path: Path
 ) -> None:
@@ -306,6 +314,16 @@ def test_two_interruptions(train: Train, tmp_path: Path, trained: Run) -> None:
     assert stopped.value.step == 4
     train(tmp_path / "run", resume=True)
     assert_same_run(trained.folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", ["gpt-bert", "clm-then-mlm", "prefix"])
+def test_an_interruption_in_the_middle_of_methods(recipe: str, train: Train, tmp_path: Path) -> None:
+    rows = "training.phases=[{share: 1.0, length: 64, rows: 16}]"
+    whole = train(tmp_path / "whole", rows, recipe=recipe)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", rows, recipe=recipe, listeners=[Stop(2)])
+    train(tmp_path / "run", rows, recipe=recipe, resume=True)
+    assert_same_run(whole.folder, tmp_path / "run")
 
 
 def no_steps(*_: Any, **__: Any) -> Any:
@@ -368,9 +386,9 @@ def test_a_budget_of_time_is_steps_once(
 ) -> None:
     calibrate, count = Trainer.calibrate, []
 
-    def counted(self: Trainer) -> list[float]:
+    def counted(self: Trainer) -> float:
         count.append(calibrate(self, 2, 1))
-        return [0.1]
+        return 0.1
 
     monkeypatch.setattr(Trainer, "calibrate", counted)
     with pytest.raises(Interrupted):
@@ -385,18 +403,18 @@ def test_a_budget_of_time_is_steps_once(
 def test_a_loss_that_is_not_finite(
     train: Train, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward, steps, keys = Mlm.forward, [], []
+    forward, steps, keys = TokenPrediction.forward, [], []
 
-    def broken(self: Mlm, work: Any) -> Any:
+    def broken(self: TokenPrediction, work: Any) -> Any:
         outcome = forward(self, work)
-        steps.append(len(steps))
+        steps.extend([None] * torch.is_grad_enabled())  # held-out forward passes are none
         if len(steps) == 5:
             keys.extend(work.batch.keys.tolist())
             outcome.sums["mlm"] = outcome.sums["mlm"] * float("nan")
         return outcome
 
     with monkeypatch.context() as patch, pytest.raises(ClozeError) as stop:
-        patch.setattr(Mlm, "forward", broken)
+        patch.setattr(TokenPrediction, "forward", broken)
         train(tmp_path / "run")
     message = str(stop.value)
     assert "at step 4;" in message
@@ -531,16 +549,20 @@ def test_what_changes_nothing_needs_no_force(trained: Run, train: Train, tmp_pat
     assert_same_weights(trained.folder, tmp_path / "run")
 
 
-def test_a_run_from_before_a_field_existed_goes_on(trained: Run, train: Train, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(trained.folder, folder)
-    file = newest(folder) / "state.json"
+def test_a_run_of_an_earlier_version_goes_on(trained: Run, train: Train, tmp_path: Path) -> None:
+    """Its recipe lacks fields that came later, which have their defaults."""
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", listeners=[Stop(2)])
+    file = newest(tmp_path / "run") / "state.json"
     state = json.loads(file.read_text("utf-8"))
+    for field in ("variants", "stages"):
+        del state["recipe"][field]
     assert state["recipe"]["tokenizer"].pop("lowercase") is False
     file.write_text(json.dumps(state), encoding="utf-8")
-    assert train(folder, resume=True, budget="8steps").summary["steps"] == 8
+    train(tmp_path / "run", resume=True)
+    assert_same_weights(trained.folder, tmp_path / "run")
     with pytest.raises(ClozeError, match=r"tokenizer\.lowercase: False -> True"):
-        train(folder, "tokenizer.lowercase=true", resume=True, budget="9steps")
+        train(tmp_path / "run", "tokenizer.lowercase=true", resume=True, budget="9steps")
 
 
 def test_changed_text_is_noticed(train: Train, corpus: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cloze.diagnosis.run import diagnose
     from cloze.evaluation.results import Evaluation
     from cloze.evaluation.run import evaluate
+    from cloze.reading import Reader, load
     from cloze.run import Run, pretrain
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "Comparison",
     "Diagnosis",
     "Evaluation",
+    "Reader",
     "Run",
     "compare",
     "diagnose",
     "evaluate",
+    "load",
     "pretrain",
 ]
 __version__ = "0.1.0"
@@ -34,10 +37,12 @@ _PLACES = {
     "Comparison": "cloze.comparison.result",
     "Diagnosis": "cloze.diagnosis.result",
     "Evaluation": "cloze.evaluation.results",
+    "Reader": "cloze.reading",
     "Run": "cloze.run",
     "compare": "cloze.comparison.run",
     "diagnose": "cloze.diagnosis.run",
     "evaluate": "cloze.evaluation.run",
+    "load": "cloze.reading",
     "pretrain": "cloze.run",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cloze.corruption.replace import Vocabulary
 from cloze.data.corpus import Corpus, Progress, open_corpus
@@ -15,7 +16,7 @@ from cloze.data.loader import Loader
 from cloze.errors import ClozeError
 from cloze.evaluation.heldout import HeldOutSet
 from cloze.methods.base import Method
-from cloze.methods.build import build_method, vocabulary_of
+from cloze.methods.build import build_method, compose, vocabulary_of
 from cloze.models.build import PretrainedModelChoice, build_model
 from cloze.models.encoder import Encoder, isolate
 from cloze.recipes.schema import Recipe
@@ -38,7 +39,7 @@ class Parts:
     corpus: Corpus
     vocabulary: Vocabulary
     encoder: Encoder
-    method: Method
+    method: Method[Any]
     loaders: list[Loader]
     held_out: HeldOutSet
     counts: np.ndarray
@@ -53,15 +54,7 @@ def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
     encoder = _encoder(recipe, corpus)
     vocabulary = vocabulary_of(corpus.tokenizer)
     counts = corpus.counts(encoder.vocabulary.weight.shape[0])
-    method = build_method(
-        recipe.objective,
-        recipe.masking,
-        recipe.corruption,
-        encoder,
-        vocabulary,
-        torch.from_numpy(counts),
-        recipe.seed,
-    ).to(device)
+    method = method_of(recipe, encoder, vocabulary, torch.from_numpy(counts)).to(device)
     if recipe.training.gradient_checkpointing:
         encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
     method.train()
@@ -73,9 +66,20 @@ def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
         encoder,
         method,
         loaders=[_loader(recipe, corpus, encoder, phase.length) for phase in recipe.training.phases],
-        held_out=HeldOutSet(held_out, vocabulary, evaluation.rate, evaluation.tokens),
+        held_out=HeldOutSet(held_out, evaluation.rate, evaluation.tokens),
         counts=counts,
     )
+
+
+def method_of(
+    recipe: Recipe, encoder: Encoder, vocabulary: Vocabulary, counts: Tensor | None = None
+) -> Method[Any]:
+    """The method of a recipe; several of them if it has variants. `counts`: as for `build_method`."""
+    methods = {
+        name: build_method(choices, encoder, vocabulary, counts, recipe.seed)
+        for name, choices in recipe.methods().items()
+    }
+    return compose(methods, [(stage.share, stage.shares()) for stage in recipe.stages])
 
 
 def open_text(recipe: Recipe, objects: list[Any], progress: Progress | None) -> Corpus:

@@ -72,14 +72,18 @@ def recipes(context: typer.Context) -> None:
     """A table of the recipes that ship with cloze."""
     if context.invoked_subcommand is not None:
         return
+    from cloze.methods.composite import MAIN
     from cloze.recipes.load import list_recipes
 
-    widths = (15, 25, 11, 11, 10, 8)
+    widths = (15, 24, 11, 11, 11, 8)
     heads = ("recipe", "masking", "corruption", "visibility", "objective", "unbiased")
     out_console.print("".join(f"{h:<{w}}" for h, w in zip(heads, widths, strict=True)), style="bold")
     for recipe in list_recipes():
-        cells = (recipe.name, *recipe.choices().values(), "yes" if recipe.masking.unbiased else "no")
-        out_console.print("".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)))
+        for name in recipe.methods():
+            own = name == MAIN
+            heading = (recipe.name, "yes" if recipe.unbiased else "no") if own else (f"  {name}", "")
+            cells = (heading[0], *recipe.choices(name).values(), heading[1])
+            out_console.print("".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip())
         paper = f" [{recipe.paper}]" if recipe.paper else ""
         out_console.print(Padding(f"{recipe.about}{paper}", (0, 0, 0, 2), expand=False), style="dim")
     out_console.print("\ncloze recipes show NAME > my.yaml  writes one to edit", style="dim")
@@ -445,10 +449,10 @@ def export(
     to: Annotated[Path, typer.Option(help="New folder for the model.")],
 ) -> None:
     """Copy a run's model out: a plain model folder for transformers."""
-    from cloze.fill import export_model
+    from cloze.fill import auto_class, export_model
 
     export_model(run, to)
-    out_console.print(f"{to}: loads with AutoModelForMaskedLM.from_pretrained({str(to)!r})", soft_wrap=True)
+    out_console.print(f"{to}: loads with {auto_class(to)}.from_pretrained({str(to)!r})", soft_wrap=True)
 
 
 def _terminal(stack: ExitStack) -> Terminal:
@@ -467,7 +471,7 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
     side = "below" if gain >= 0 else "above"
     lines = (
         ("held-out loss", f"{summary['heldout_loss']:.3f} ({abs(gain):.2f} nats {side} the unigram loss)"),
-        ("accuracy", f"{summary['heldout_accuracy']:.1%} of the held-out masked tokens"),
+        ("accuracy", f"{summary['heldout_accuracy']:.1%} of the held-out {summary['heldout_of']}"),
         ("seen", f"{amount(summary['tokens_seen'])} tokens in {duration(summary['seconds'])}, "
                  f"{amount(summary['tokens_per_second'])} tokens/s, {summary['steps']:,} steps"),
         ("model", f"{folder / 'model'} ({amount(summary['parameters'])} parameters)"),

@@ -9,15 +9,16 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
+from cloze.assembly import method_of
 from cloze.corruption.replace import Vocabulary
 from cloze.data.batch import Batch
 from cloze.data.corpus import LoadTokenizer, finished_store, source_tokens
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
-from cloze.masking.rate import mean_rate
-from cloze.methods.build import build_method, vocabulary_of
+from cloze.methods.build import vocabulary_of
 from cloze.models.build import PretrainedModelChoice, build_model, parameters
 from cloze.models.encoder import isolate
+from cloze.progress import stretches
 from cloze.recipes.schema import Recipe
 from cloze.terminal import amount, duration
 from cloze.training.budget import Budget
@@ -40,10 +41,7 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     vocabulary = vocabulary_of(tokenizer)
     accelerator = Accelerator(cpu=torch.backends.mps.is_available())
     encoder = isolate(model)
-    counts = torch.ones(encoder.vocabulary.weight.shape[0])
-    method = build_method(
-        recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, counts, recipe.seed
-    ).to(accelerator.device)
+    method = method_of(recipe, encoder, vocabulary).to(accelerator.device)
     phases = recipe.training.phases
     # Rows as the run has them: of one sample each where the model cannot keep several apart.
     longest = encoder.longest()
@@ -52,28 +50,33 @@ def estimate(recipe: Recipe) -> dict[str, str]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     method.train()
     settings = recipe.training.model_copy(update={"compile": False})
-    trainer = Trainer(method, [], settings, State(steps=1), recipe.seed, accelerator)
+    trainer = Trainer(method, [], settings, State(steps=10**6), recipe.seed, accelerator)
 
-    def step(rows: int, length: int, micro: int) -> float:
-        """Seconds of a step of so many micro-batches: the middle one of a few."""
-        times = []
+    def step(rows: int, length: int, micro: int) -> tuple[float, float]:
+        """Seconds of a step of so many micro-batches, the middle one of a few, and its predicted share."""
+        times, at = [], trainer.state.step
         for _ in range(_STEPS):
-            batches = [_random_batch(rows, length, vocabulary, longest) for _ in range(micro)]
-            trainer.state.step = 0
+            batches = [_random_batch(i, rows, length, vocabulary, longest) for i in range(micro)]
+            trainer.state.step = at
             start = time.perf_counter()
-            trainer.step(batches)  # ends with numbers on the CPU, so a GPU is done as well
+            result = trainer.step(batches)  # ends with numbers on the CPU, so a GPU is done as well
             times.append(time.perf_counter() - start)
-        return sorted(times)[_STEPS // 2]
+        trainer.state.step = at
+        return sorted(times)[_STEPS // 2], result.predicted / result.tokens
 
-    seconds = 0.0
-    for phase, length in zip(phases, lengths, strict=True):
+    seconds = predicted = 0.0
+    for start, end in stretches([phase.share for phase in phases], method.stages):
+        trainer.state.step = round((start + end) / 2 * trainer.state.steps)
+        number = trainer.phase_at(trainer.state.step)
+        phase, length = phases[number], lengths[number]
         mine = phase.rows // method.copies
         most = recipe.training.micro_tokens
         rows = mine if most is None else min(mine, max(1, most // (length * method.copies)))
         micro = -(-mine // rows)
-        one = step(rows, length, 1)
-        each = max(0.0, step(rows, length, 2) - one) if micro > 1 else 0.0
-        seconds += phase.share * (one + (micro - 1) * each)
+        one, share = step(rows, length, 1)
+        each = max(0.0, step(rows, length, 2)[0] - one) if micro > 1 else 0.0
+        seconds += (end - start) * (one + (micro - 1) * each)
+        predicted += (end - start) * share * phase.rows * length
 
     size = parameters(method)
     per_step = sum(p.share * p.rows * length for p, length in zip(phases, lengths, strict=True))
@@ -87,8 +90,7 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     lines = {
         "model": f"{type(model).__name__}, {amount(size)} parameters",
         "memory": f"{amount(16 * size)}B of weights, gradients, optimiser; peak {amount(peak)}B",
-        "masking": f"{recipe.choices()['masking']}: {amount(mean_rate(recipe.masking.rate) * per_step)} "
-        "predicted tokens a step",
+        "masking": f"{recipe.choices()['masking']}: {amount(predicted)} predicted tokens a step",
         "steps": f"{steps:,} of {amount(per_step)} tokens ({recipe.training.budget})",
         "tokens": amount(tokens),
         "time": f"{duration(steps * seconds)} at {amount(per_step / seconds)} tokens/s (timed now on "
@@ -135,7 +137,7 @@ def _stand_in(size: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _random_batch(rows: int, length: int, vocabulary: Vocabulary, longest: int) -> Batch:
+def _random_batch(number: int, rows: int, length: int, vocabulary: Vocabulary, longest: int) -> Batch:
     column = torch.arange(length)
     place = (column % longest).expand(rows, length).clone()
     pieces = -(-length // longest)  # samples in a row
@@ -144,4 +146,6 @@ def _random_batch(rows: int, length: int, vocabulary: Vocabulary, longest: int) 
     generator = torch.Generator().manual_seed(0)
     ids = vocabulary.ordinary[torch.randint(vocabulary.ordinary.numel(), (rows, length), generator=generator)]
     everywhere = torch.ones((rows, length), dtype=torch.bool)
-    return Batch(ids, sample, place, place, everywhere, keys, torch.zeros_like(keys), dense=pieces == 1)
+    return Batch(
+        ids, sample, place, place, everywhere, keys, torch.zeros_like(keys), pieces == 1, number * rows
+    )

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.models.build import load_masked_lm
 from cloze.models.encoder import position_offset
+from cloze.models.twins import is_decoder
 from cloze.training.state import replace_folder
 
 
@@ -84,6 +85,12 @@ def _guess(tokenizer: Any, ids: list[int], blank: int, token: int, probability: 
         rf"(?<=\S){re.escape(tokenizer.mask_token)}", f" {tokenizer.mask_token}", tokenizer.decode(keep)
     )
     return Guess(probability, tokenizer.decode([token]).strip(), whole.strip())
+
+
+def auto_class(folder: Path) -> str:
+    """Name of the class of transformers that loads a model folder."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return "AutoModelForCausalLM" if is_decoder(config) else "AutoModelForMaskedLM"
 
 
 def _copy(source: Path, to: Path) -> None:

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     KEY = 9  # names of samples
     OFFSET = 10  # start of a systematic draw
     STRATUM = 11  # order within a stratum
+    PREFIX = 12  # how long a visible prefix is
 
 
 def _signed(value: int) -> int:

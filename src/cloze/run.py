@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cloze.data.corpus import Progress
 from cloze.data.tokenizers import load_tokenizer
@@ -29,7 +30,8 @@ class Run:
     @property
     def model(self) -> PreTrainedModel:
         """The model, loaded from OUT/model with stock attention."""
-        return AutoModelForMaskedLM.from_pretrained(self.folder / "model", trust_remote_code=False)
+        kind = getattr(transformers, self.summary["model"]["class"])
+        return kind.from_pretrained(self.folder / "model", trust_remote_code=False)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cloze.data.corpus import Corpus
 from cloze.errors import ClozeError
-from cloze.recipes.load import difference, dump
+from cloze.recipes.load import difference, dump, filled
 from cloze.recipes.schema import Recipe
 from cloze.training.state import Checkpoints, State
 
@@ -75,7 +75,7 @@ class RunFolder:
 
     def changes(self, state: State) -> list[str]:
         """What makes this another run than the saved one."""
-        lines = difference(_today(state.recipe), self.recipe.model_dump(mode="json")) if state.recipe else []
+        lines = difference(filled(state.recipe), self.recipe.model_dump(mode="json")) if state.recipe else []
         return [line for line in lines if not line.startswith(_FREE)]
 
     def _compare(self, state: State, force: bool) -> None:
@@ -115,11 +115,3 @@ class RunFolder:
             return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-
-
-def _today(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A saved recipe with the fields that there are now: those it did not have had their defaults."""
-    try:
-        return Recipe.model_validate(recipe).model_dump(mode="json")
-    except ValueError:  # a field has gone since
-        return recipe

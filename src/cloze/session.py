@@ -150,8 +150,7 @@ class Session:
         )
         before = state.step, state.seconds
         if budget.unit == "seconds" and state.seconds_per_step is None:
-            times = self.trainer.calibrate()
-            state.seconds_per_step = sum(p.share * t for p, t in zip(phases, times, strict=True))
+            state.seconds_per_step = self.trainer.calibrate()
         if budget.unit == "seconds":
             start = time.perf_counter()
             self._measure()
@@ -253,13 +252,14 @@ class Session:
             learning_rate=last.learning_rate,
             gradient_norm=last.gradient_norm,
             rate=self.parts.method.rate((state.step - 1) / state.steps),
+            **({"losses": last.losses} if len(last.losses) > 1 else {}),
             predicted=last.predicted,
             tokens_per_second=window["tokens"] / max(window["seconds"], 1e-9),
             **self.parts.method.log(),
         )
 
     def _measure(self) -> HeldOutResult:
-        return self.parts.held_out.evaluate(self.parts.encoder, self.trainer.autocast())
+        return self.parts.held_out.evaluate(self.parts.method.main, self.trainer.autocast())
 
     def _evaluate(self) -> HeldOutResult:
         result = self._measure()
@@ -281,16 +281,16 @@ class Session:
         state, method, loaders = self.state, self.parts.method, self.parts.loaders
         phases = self.recipe.training.phases
         index = self.trainer.phase_at(state.step - 1)
-        loader, rate = loaders[index], method.rate(state.step / state.steps)
+        loader, rate = loaders[index], method.main.rate(state.step / state.steps)
         planned = [p.share * state.steps * p.rows for p in phases]
         tokens = sum(n * x.layout.length * x.fill for n, x in zip(planned, loaders, strict=True))
         number = online.rows_to_measure(state.steps, round(tokens / state.steps), phases[index].length)
         found, start = None, time.perf_counter()
-        if number:
+        if number and rate > 0.0:
             cursor = state.cursors[self.trainer.streams[index]]
             rows = [loader.batch(cursor + i, 1).to(self.accelerator.device) for i in range(number)]
             try:
-                found = online.measure(method, rows, rate, self.recipe.seed + state.step)
+                found = online.measure(method.main, rows, rate, self.recipe.seed + state.step)
             except ClozeError as error:  # what only looks on must not end a run
                 self.metrics.record("note", state.step, message=f"the variance was not measured: {error}")
         if found is not None:
@@ -344,9 +344,8 @@ class Session:
             result = self._measure()
             self.state.heldout |= {"loss": result.loss, "accuracy": result.accuracy}
             parts = self.parts
-            found = samples(
-                parts.held_out, parts.encoder, parts.corpus.tokenizer, parts.counts, self.initial, result
-            )
+            method, tokenizer = parts.method.main, parts.corpus.tokenizer
+            found = samples(parts.held_out, method, tokenizer, parts.counts, self.initial, result)
             (self.folder / "report.html").unlink(missing_ok=True)  # of a smaller budget
             write_json(self.folder / "samples.json", found)
             whole = self.state.step >= self.state.steps

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedConfig
 
 from cloze.assembly import Parts
-from cloze.evaluation.heldout import unigram_losses
+from cloze.evaluation.heldout import SEED, unigram_losses
 from cloze.models.build import parameters
+from cloze.models.twins import DECODERS
 from cloze.recipes.schema import Recipe
 from cloze.report.environment import environment
 from cloze.training.precision import resolve
@@ -17,7 +19,8 @@ from cloze.training.state import State
 
 def unigram_loss(parts: Parts) -> tuple[float, int]:
     """Held-out loss of the model that knows only token frequencies, and the number of tokens it is over."""
-    labels = torch.cat([labels for *_, labels in parts.held_out.items()])
+    method = parts.method.main
+    labels = torch.cat([method.examine(*item, SEED).labels for item in parts.held_out.items()])
     return unigram_losses(labels, parts.counts).double().mean().item(), labels.numel()
 
 
@@ -35,21 +38,25 @@ def summarise(
         unigram: what `unigram_loss` gave.
         objects: the `datasets` objects that were trained on.
     """
-    model, rows = parts.method.export(), parts.loaders[-1].sources
+    model, rows = parts.encoder.model, parts.loaders[-1].sources
+    causal = parts.method.reading == "causal"
+    kind = DECODERS[model.config.model_type] if causal else type(model)
     drawn = zip(state.cursors, parts.loaders, strict=False)  # rows, without their masked copies
     read = sum(cursor * loader.layout.length * loader.fill for cursor, loader in drawn)
     return {
         "recipe": recipe.name,
         "about": recipe.about,
         "paper": recipe.paper,
-        "unbiased": recipe.masking.unbiased,
+        "unbiased": recipe.unbiased,
         "choices": recipe.choices(),
+        "variants": {name: recipe.choices(name) for name in recipe.variants},
         "parameters": parameters(parts.method),
         "tokens_seen": state.tokens,
         "steps": state.step,
         "budget_steps": state.steps,
         "seconds": round(state.seconds, 2),
         "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+        "heldout_of": parts.method.main.measures,
         "heldout_loss_initial": state.heldout.get("loss_initial"),
         "heldout_loss": state.heldout.get("loss"),
         "heldout_accuracy": state.heldout.get("accuracy"),
@@ -57,8 +64,9 @@ def summarise(
         "unigram_loss": unigram[0],
         "seed": recipe.seed,
         "model": {
-            "class": type(model).__name__,
-            "family": model.config.model_type,
+            "class": kind.__name__,
+            "reading": parts.method.reading,
+            "family": cast(type[PreTrainedConfig], kind.config_class).model_type,
             "layers": model.config.num_hidden_layers,
             "width": model.config.hidden_size,
             "longest_sample": parts.encoder.longest(),

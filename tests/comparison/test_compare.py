@@ -259,6 +259,18 @@ def test_other_tokenizers_are_compared_by_bits_per_character(tmp_path: Path, com
     assert long.heldout_loss / long.bits_per_character > short.heldout_loss / short.bits_per_character  # type: ignore[operator]
 
 
+def test_losses_of_other_things_do_not_compare(tmp_path: Path, compare: Compare) -> None:
+    with pytest.raises(ClozeError, match=r"^causal is measured by its next tokens and mlm by its masked tok"):
+        compare(tmp_path / "out", recipes=["mlm", "causal"], sweeps=())
+
+
+def test_a_hybrid_compares_with_masked_language_modelling(tmp_path: Path, compare: Compare) -> None:
+    rows = "training.phases=[{share: 1.0, length: 64, rows: 16}]"
+    found = compare(tmp_path / "out", rows, recipes=["mlm", "gpt-bert"], sweeps=(), seeds=1)
+    assert [run.recipe for run in found.runs] == ["mlm", "gpt-bert"]
+    assert not found.notes  # on the same masked tokens
+
+
 def test_other_tokenizers_need_the_same_held_out_text(tmp_path: Path, compare: Compare) -> None:
     minimum = "data.heldout={share: 0.001, minimum: 9000}"
     with pytest.raises(ClozeError, match=r"would hold out different text.*data\.heldout\.path"):

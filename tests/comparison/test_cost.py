@@ -53,6 +53,22 @@ def test_operations_are_those_of_real_steps(make: Make, family: str, rate: float
     assert cost.predicted / cost.tokens == pytest.approx(rate, rel=0.1)
 
 
+def test_methods_have_the_mean_of_their_costs(make: Make) -> None:
+    """One after the other by their shares of the steps, mixed by their shares of the rows."""
+    causal = "{masking: {kind: none}, visibility: {kind: causal}, objective: {kind: next_token}}"
+    alone = cost_of(*make())
+    other = cost_of(
+        *make("masking={kind: none}", "visibility={kind: causal}", "objective={kind: next_token}")
+    )
+    assert other.predicted > 2 * alone.predicted
+    assert other.operations > 1.1 * alone.operations
+    for stages in ("[{share: 0.25, use: causal}, {share: 0.75}]", "[{use: {causal: 1, main: 3}}]"):
+        cost = cost_of(*make(f"variants={{causal: {causal}}}", f"stages={stages}"))
+        for name in ("tokens", "predicted", "operations"):
+            mean = 0.25 * getattr(other, name) + 0.75 * getattr(alone, name)
+            assert getattr(cost, name) == pytest.approx(mean, rel=0.03)
+
+
 def test_a_step_has_the_tokens_that_the_run_counts_with(make: Make) -> None:
     recipe, parts = make()
     assert cost_of(recipe, parts).tokens == pytest.approx(8 * 64 * parts.loaders[0].fill)

@@ -17,7 +17,8 @@ from cloze.diagnosis.parameters import counted, groups_of, select
 from cloze.diagnosis.text import shorten, spread
 from cloze.errors import ClozeError
 from cloze.masking.uniform import Uniform
-from cloze.methods.mlm import Mlm
+from cloze.methods.build import Choices, build_method
+from cloze.methods.token_prediction import TokenPrediction
 from cloze.models.encoder import Encoder, isolate
 
 
@@ -25,8 +26,9 @@ def rows(count: int = 3, size: int = 20) -> list[Batch]:
     return [shorten(pack([[sample]], size + 7), size + 7) for sample in make_samples([size] * count)]
 
 
-def method(encoder: Encoder, corruption: Replace | None = None) -> Mlm:
-    made = Mlm(encoder, Uniform(), corruption or Replace(mask=1.0, random=0.0), vocabulary(), 0)
+def method(encoder: Encoder, corruption: Replace | None = None) -> TokenPrediction:
+    choices = Choices(Uniform(), corruption or Replace(mask=1.0, random=0.0))
+    made = build_method(choices, encoder, vocabulary())
     made.norms = True
     return made.eval()
 

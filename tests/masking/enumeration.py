@@ -20,9 +20,9 @@ from torch import Tensor
 from cloze.corruption.replace import Replace
 from cloze.data.batch import Batch
 from cloze.masking.plan import MaskPlan
-from cloze.masking.uniform import Uniform
 from cloze.methods.base import select
-from cloze.methods.mlm import Mlm
+from cloze.methods.build import Choices, build_method
+from cloze.methods.token_prediction import TokenPrediction
 from cloze.models.encoder import isolate
 from cloze.random import Stream
 
@@ -31,11 +31,12 @@ Gradients = Callable[[Tensor], Tensor]
 """mask [n] bool → [n, P], the gradient of each hidden token's loss, 0 for the others."""
 
 
-def tiny() -> Mlm:
+def tiny() -> TokenPrediction:
     """A tiny encoder in float64; the mask token stands in every hidden place."""
     small = {"hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 12, "vocab_size": WORDS}
     encoder = isolate(tiny_model("bert", **small).to(torch.float64))
-    return Mlm(encoder, Uniform(), Replace(mask=1.0, random=0.0), vocabulary(WORDS), seed=0)
+    choices = Choices(corruption=Replace(mask=1.0, random=0.0))
+    return build_method(choices, encoder, vocabulary(WORDS))
 
 
 def outcomes(n: int, count: int) -> Batch:
@@ -48,7 +49,7 @@ def outcomes(n: int, count: int) -> Batch:
     return Batch(segments=segments, keys=torch.arange(count), visits=torch.zeros(count).long(), **same)
 
 
-def gradients_of(method: Mlm, text: Tensor | None = None) -> Gradients:
+def gradients_of(method: TokenPrediction, text: Tensor | None = None) -> Gradients:
     """All token gradients of a method, for `outcomes` or another text [n], each made once."""
     parameters = list(method.parameters())
 
@@ -78,7 +79,7 @@ def flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Te
 
 
 @cache
-def method() -> Mlm:
+def method() -> TokenPrediction:
     """The encoder that exact statements are tested on; its weights are random."""
     return tiny()
 
@@ -109,7 +110,7 @@ def uniform_mean(n: int, k: int, gradients: Gradients = real) -> Tensor:
 
 
 def coefficients(batch: Batch, plan: MaskPlan) -> tuple[Tensor, Tensor]:
-    """([S, n] bool hidden, [S, n] what each token's gradient is multiplied with), as `Mlm` has it."""
+    """([S, n] bool hidden, [S, n] what each token's gradient is multiplied with), as the method has it."""
     places, _, weights = select(plan, batch)
     found = torch.zeros(batch.ids.numel(), dtype=torch.float64)
     found[places] = weights.double() / (plan.mass() / batch.samples)

@@ -22,7 +22,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "difficulty": [{}, {"reweight": True}],
     "frequency": [{"power": 1.0}, {"reweight": True, "units": "words"}],
 }
-CASES = [(kind, s) for kind in POLICIES for s in SETTINGS.get(kind, [{}])]
+CASES = [(kind, s) for kind in POLICIES if kind != "none" for s in SETTINGS.get(kind, [{}])]
 
 
 def opinionated(policy: Policy) -> Policy:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import tiny_model
 from models.kernels import by_loop, force
-from models.test_visibility import SEGMENTS, brute, packing
+from models.test_visibility import SEGMENTS, brute, packing, prefixes
 from torch import Tensor, nn
 
 from cloze.errors import ClozeError
@@ -72,6 +72,12 @@ BF16, FP16, FP32, FP64 = ({"dtype": d} for d in (torch.bfloat16, torch.float16, 
         (CPU | BF16 | {"length": 128, "dense": True, "dropout": 0.1}, "matmul"),
         (GPU | BF16 | {"length": 128}, "varlen"),
         ({"device": "mps"} | FP16, "masked"),
+        (GPU | BF16 | {"causal": True, "open": True}, "flex"),  # a visible prefix
+        (GPU | FP16 | {"causal": True, "open": True, "local": True}, "flex"),
+        (GPU | BF16 | {"causal": True, "open": True, "dense": True}, "flex"),
+        (GPU | BF16 | {"causal": True, "open": True, "dropout": 0.1}, "masked"),
+        (CPU | FP32 | {"causal": True, "open": True, "dense": True}, "masked"),
+        (CPU | FP32 | {"causal": True, "open": True, "length": 128}, "matmul"),
     ],
 )
 def test_the_table_of_choices(case: dict[str, Any], kernel: str) -> None:
@@ -161,7 +167,7 @@ def by_hand(visibility: Visibility, inputs: list[Tensor], window: int | None) ->
     groups = query.shape[1] // key.shape[1]
     reach = None if window is None else window - 1
     scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * 0.3
-    seen = brute(visibility.segments, reach, visibility.causal)[:, None]
+    seen = brute(visibility.segments, reach, visibility.causal, visibility.open)[:, None]
     scores = scores.masked_fill(~seen, float("-inf"))
     out = (F.softmax(scores, -1) @ value.repeat_interleave(groups, 1)).transpose(1, 2)
     pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
@@ -184,12 +190,28 @@ def test_attention_by_hand(
         assert (got - wanted).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("window", [None, 3, 9])
+@pytest.mark.parametrize("kernel", ["masked", "matmul"])
+def test_prefixes_by_hand(kernel: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, kernel)
+    segments = packing(5, 2, 30)
+    visibility, inputs = Visibility(segments, True, open=prefixes(segments)), draw(4, 4, 30)
+    found, wanted = results(visibility, inputs, window), by_hand(visibility, inputs, window)
+    for got, right in zip(found, wanted, strict=True):
+        assert (got - right).abs().max() < 1e-5
+    causal = by_hand(Visibility(segments, True), inputs, window)[0]
+    assert (wanted[0] - causal).abs().max() > 1e-2  # the control
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("causal", "opened"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("window", [None, 1, 60])
-def test_flex_by_hand(window: int | None, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_by_hand(
+    window: int | None, causal: bool, opened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its forward pass; on a CPU it has no backward."""
-    visibility, inputs = Visibility(packing(6, 2, 150), causal), draw(2, 2, 150)
+    segments, inputs = packing(6, 2, 150), draw(2, 2, 150)
+    visibility = Visibility(segments, causal, open=prefixes(segments) if opened else None)
     wanted = by_hand(visibility, inputs, window)[0]
     force(monkeypatch, "flex")
     query, key, value = (x.detach() for x in inputs)

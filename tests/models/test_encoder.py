@@ -1,6 +1,7 @@
 """Packed samples equal the stock model on each sample alone, and what cannot be isolated is found."""
 
 import copy
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,32 @@ def test_the_future_does_not_leak_at_all(family: str) -> None:
         assert (before[:, cut:] != after[:, cut:]).any()
         both = encoder(View.of(batch, ids), places).hidden
         assert not torch.equal(both[:, :cut], encoder(View.of(batch, batch.ids), places).hidden[:, :cut])
+
+
+@pytest.mark.parametrize("family", ISOLATING)
+def test_behind_a_prefix_the_future_does_not_leak_at_all(family: str) -> None:
+    """Each token of a packed row is changed once: who has noticed saw it."""
+    encoder = isolate(tiny_model(family))
+    batch = pack([make_samples([7, 5], 1)], 18)
+    open = batch.segments >= 0
+    open = open & (positions(batch.segments) < torch.where(batch.segments == 0, 4, 3))
+    causal = View.of(batch, batch.ids, causal=True)
+
+    def hidden(ids: Tensor, open: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            return encoder(dataclasses.replace(causal, ids=ids, open=open), torch.arange(3)).hidden[0]
+
+    before = hidden(batch.ids, open)
+    for key in range(16):
+        ids = batch.ids.clone()
+        ids[0, key] = (ids[0, key] + 17) % SIZE
+        noticed = (hidden(ids, open) != before).any(1)
+        same = batch.segments[0] == batch.segments[0, key]
+        allowed = same & (torch.arange(18) >= key) | (same & open[0, key])
+        assert not noticed[~allowed].any()
+        assert noticed[key]
+        assert noticed[same & open[0]].all() == open[0, key]  # from both sides within the prefix
+    assert not torch.equal(hidden(batch.ids, None), before)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

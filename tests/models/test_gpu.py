@@ -12,10 +12,9 @@ from models.test_visibility import packing
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from cloze.corruption.replace import Replace
 from cloze.data.batch import Batch
-from cloze.masking.uniform import Uniform
-from cloze.methods.mlm import Mlm
+from cloze.methods.build import Choices, build_method
+from cloze.methods.token_prediction import TokenPrediction
 from cloze.models.attention import Kernels, attention, choose, register
 from cloze.models.encoder import differs, isolate, leaks, sparse
 from cloze.models.visibility import Visibility
@@ -127,12 +126,13 @@ def test_samples_stay_apart(family: str, dtype: torch.dtype, monkeypatch: pytest
         assert dtype == BF16 or not differs(encoder)
 
 
-def method(family: str) -> Mlm:
+def method(family: str) -> TokenPrediction:
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if family == "bert" else {}
-    return Mlm(isolate(tiny_model(family, **dropout)), Uniform(), Replace(), vocabulary(), 0).to(GPU).train()
+    encoder = isolate(tiny_model(family, **dropout))
+    return build_method(Choices(), encoder, vocabulary()).to(GPU).train()
 
 
-def step(method: Mlm, run: nn.Module, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def step(method: TokenPrediction, run: nn.Module, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Loss (as "") and gradients."""
     method.zero_grad()
     work = method.prepare(batch(seed), 0.0).padded(256, 64, False)

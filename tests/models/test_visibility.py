@@ -10,14 +10,14 @@ from cloze.models.visibility import Visibility
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, -1], [2, 2, 2, 2, 2, 2]])
 
 
-def brute(segments: Tensor, reach: int | None, causal: bool) -> Tensor:
+def brute(segments: Tensor, reach: int | None, causal: bool, open: Tensor | None = None) -> Tensor:
     rows, length = segments.shape
     mask = torch.zeros(rows, length, length, dtype=torch.bool)
     for r in range(rows):
         for query in range(length):
             for key in range(length):
                 near = reach is None or abs(query - key) <= reach
-                past = not causal or key <= query
+                past = not causal or key <= query or (open is not None and bool(open[r, key]))
                 mask[r, query, key] = near and past and bool(segments[r, query] == segments[r, key])
     return mask
 
@@ -33,6 +33,21 @@ def test_masks_by_hand(rows: list[int], reach: int | None, causal: bool) -> None
         assert wanted.all()
     else:
         assert torch.equal(mask.expand(len(rows), 1, 6, 6)[:, 0], wanted)
+
+
+@pytest.mark.parametrize("reach", [None, 0, 2, 50])
+@pytest.mark.parametrize("rows", [[0, 1], [1]])
+def test_open_tokens_are_seen_by_their_whole_segment(rows: list[int], reach: int | None) -> None:
+    segments = SEGMENTS[rows]
+    open = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 1, 1, 0, 0, 0]], dtype=torch.bool)[rows]
+    wanted = brute(segments, reach, True, open)
+    for dense in (False, True) if rows == [1] else (False,):
+        mask = Visibility(segments, True, dense, open=open).mask(reach)
+        assert mask is not None
+        assert torch.equal(mask.expand(len(rows), 1, 6, 6)[:, 0], wanted)
+    assert torch.equal(wanted, brute(segments, reach, True)) == (reach == 0)
+    # Where everything is seen anyway, being open means nothing.
+    assert Visibility(segments, open=open).open is None
 
 
 def test_no_mask_where_everything_is_seen() -> None:
@@ -65,11 +80,22 @@ def packing(seed: int, rows: int, length: int) -> Tensor:
     return segments
 
 
-@pytest.mark.parametrize("causal", [False, True])
+def prefixes(segments: Tensor) -> Tensor:
+    """About the first half of each segment."""
+    place = torch.arange(segments.shape[1]).expand_as(segments)
+    first = [[row.index(s) for s in row] for row in segments.tolist()]
+    last = [[len(row) - row[::-1].index(s) for s in row] for row in segments.tolist()]
+    return (2 * place < torch.tensor(first) + torch.tensor(last)) & (segments >= 0)
+
+
+@pytest.mark.parametrize(("causal", "opened"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("reach", [None, 0, 5, 64, 500])
 @pytest.mark.parametrize(("seed", "rows", "length"), [(0, 3, 40), (1, 2, 128), (2, 4, 300), (3, 1, 513)])
-def test_block_masks_say_the_same(seed: int, rows: int, length: int, reach: int | None, causal: bool) -> None:
-    visibility = Visibility(packing(seed, rows, length), causal)
+def test_block_masks_say_the_same(
+    seed: int, rows: int, length: int, reach: int | None, causal: bool, opened: bool
+) -> None:
+    segments = packing(seed, rows, length)
+    visibility = Visibility(segments, causal, open=prefixes(segments) if opened else None)
     blocks, mask = visibility.blocks(reach), visibility.mask(reach)
     assert mask is not None
     row, head, query, key = (torch.arange(n) for n in (rows, 1, length, length))

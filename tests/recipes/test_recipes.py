@@ -53,9 +53,9 @@ def test_a_shipped_recipe_trains(
     name: str, train: Callable[..., Run], trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = {"model": str(trained.folder / "model")} if name == "adapt" else {}
-    run = train(tmp_path / "run", recipe=name, budget="3steps", **start)
+    run = train(tmp_path / "run", recipe=name, budget="4steps", **start)
     assert run.summary["recipe"] == name
-    assert run.summary["steps"] == 3
+    assert run.summary["steps"] == 4
     assert run.summary["heldout_loss"] < run.summary["heldout_loss_initial"]
     assert run.summary["choices"] == load_recipe(str(run.folder / "recipe.yaml")).choices()
 
@@ -154,7 +154,7 @@ def test_a_schedule_of_rates_and_phases() -> None:
     rate = recipe.masking.rate
     assert (rate.start, rate.end, rate.shape) == (0.4, 0.1, "linear")
     assert [phase.length for phase in recipe.training.phases] == [128, 512]
-    assert recipe.choices()["masking"] == "single tokens, 40% to 10%"
+    assert recipe.choices()["masking"] == "single tokens, 40%→10%"
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -250,6 +250,81 @@ def test_an_unknown_recipe(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ClozeError, match=r"binary\.yaml: cannot be read as a recipe"):
         load_recipe(str(tmp_path / "binary.yaml"))
+
+
+# -- several methods --------------------------------------------------------------------------------------
+
+CAUSAL = "causal: {masking: {kind: none}, visibility: {kind: causal}, objective: {kind: next_token}}"
+MIXED = HEAD + f"variants: {{{CAUSAL}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("masking: {kind: none}\n", "masking.kind=none hides nothing, and objective predicts hidden tokens"),
+        ("masking: {kind: none, rate: 0.1}\n", "masking.rate: .*less than or equal to 0"),
+        (HEAD + "objective: {kind: next_token}\n", "visibility.kind=all shows: use visibility.kind=causal"),
+        (
+            HEAD + "objective: {kind: next_toke}\n",
+            "objective: unknown kind .* did you mean 'next_token'",
+        ),
+        (
+            HEAD + "objective: {kind: next_token, target: hidden}\n",
+            "objective.target: did you mean",
+        ),
+        (
+            HEAD + "visibility: {kind: past}\n",
+            "visibility: .*: allowed are all, causal, prefix",
+        ),
+        (MIXED, "variants.causal is in no stage: name it in stages"),
+        (
+            MIXED + "stages: [{use: casual}]\n",
+            "stages.0.use: .* 'casual': did you mean 'causal'",
+        ),
+        (MIXED + "stages: [{use: {causal: 1, mian: 3}}]\n", "no variant 'mian': did you mean 'main'"),
+        (MIXED + "stages: [{use: {causal: 0, main: 3}}]\n", "stages.0.use: .*greater than 0"),
+        (MIXED + "stages: [{use: {}}]\n", "stages.0.use is empty: known are main, causal"),
+        (MIXED + "stages: [{use: 3}]\n", "stages.0.use: .*got 3"),
+        (MIXED + "stages: [{share: 0.5, use: causal}]\n", "the shares of stages must add up to 1, not 0.5"),
+        (MIXED + "stages: {use: causal}\n", "stages: must be a list"),
+        (
+            MIXED + "stages: [{use: {causal: 1, main: 15}}]\ntraining: {phases: [{rows: 15}]}\n",
+            r"of the 15 rows in a step 'causal' would not get one \(its share is 0.0625\)",
+        ),
+        (HEAD + "variants: {main: {}}\n", "'main' is the name of the recipe's own choices"),
+        (
+            HEAD + "variants: {a: {maskin: {kind: none}}}\n",
+            "field variants.a.maskin: did you mean 'masking'",
+        ),
+        (HEAD + "variants: {a: {masking: {kind: nothing}}}\n", "variants.a.masking: unknown kind 'nothing'"),
+        (HEAD + "variants: {a b: {}}\nstages: [{use: a b}]\n", "variants.a b: "),
+    ],
+)
+def test_a_mistake_in_methods_is_one_line(text: str, message: str, write: Callable[..., str]) -> None:
+    with pytest.raises(ClozeError, match=message) as stop:
+        load_recipe(write(text))
+    assert "\n" not in str(stop.value)
+
+
+def test_a_variant_takes_what_it_does_not_say_from_the_recipe(write: Callable[..., str]) -> None:
+    shares = "stages: [{use: {causal: 1, main: 3}}]\n"
+    text = MIXED + "corruption: {kind: replace, mask: 0.5, random: 0.5}\n" + shares
+    recipe = load_recipe(write(text))
+    own, causal = recipe.methods()["main"], recipe.methods()["causal"]
+    assert own.corruption == causal.corruption == recipe.corruption
+    assert (own.masking.kind, causal.masking.kind) == ("uniform", "none")
+    assert (own.objective.kind, causal.objective.kind) == ("mlm", "next_token")
+    assert recipe.stages[0].shares() == {"causal": 0.25, "main": 0.75}
+    assert recipe.choices("causal") == {
+        "masking": "nothing", "corruption": "none", "visibility": "causal", "objective": "next_token",
+    }  # fmt: skip
+
+
+def test_a_kind_that_is_changed_keeps_a_rate_that_fits() -> None:
+    sets = ["objective.kind=next_token", "visibility.kind=causal"]
+    assert load_recipe("mlm", [*sets, "masking.kind=none"]).masking.rate == 0.0
+    assert load_recipe("causal", ["masking.kind=uniform"]).masking.rate == 0.3
+    assert load_recipe("mlm", ["masking.rate=0.2", "masking.kind=words"]).masking.rate == 0.2
 
 
 # -- difference -------------------------------------------------------------------------------------------

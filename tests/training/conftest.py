@@ -9,8 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from cloze.assembly import method_of
 from cloze.data.corpus import Corpus, open_corpus
-from cloze.methods.build import build_method, vocabulary_of
+from cloze.methods.build import vocabulary_of
 from cloze.models.build import build_model
 from cloze.models.encoder import isolate
 from cloze.recipes.load import load_recipe
@@ -34,9 +35,7 @@ def make(text: Corpus, tiny: tuple[str, ...]) -> Callable[..., Trainer]:
         encoder = isolate(build_model(recipe.model, text.tokenizer, recipe.seed))
         words = vocabulary_of(text.tokenizer)
         counts = torch.ones(encoder.vocabulary.weight.shape[0])
-        method = build_method(
-            recipe.objective, recipe.masking, recipe.corruption, encoder, words, counts, recipe.seed
-        )
+        method = method_of(recipe, encoder, words, counts)
         layouts = [text.layout(phase.length, encoder.longest(), False) for phase in recipe.training.phases]
         loaders = [text.loader(layout, recipe.seed) for layout in layouts]
         return Trainer(

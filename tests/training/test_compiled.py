@@ -17,8 +17,8 @@ from training.stepping import farthest, gradients, parameters
 
 from cloze.corruption.view import View
 from cloze.diagnosis import online
-from cloze.methods import mlm
-from cloze.methods.mlm import Mlm
+from cloze.methods import token_prediction
+from cloze.methods.token_prediction import TokenPrediction
 from cloze.models.vocabulary_loss import vocabulary_loss
 from cloze.training.loop import Trainer
 from cloze.training.state import tensors_of
@@ -28,6 +28,10 @@ pytestmark = pytest.mark.filterwarnings("default")  # torch.compile has its own
 COMPILED = "training.compile=true"
 MODERN = "model={kind: new, family: modernbert, layers: 3, width: 32, heads: 2, longest: 256}"
 LONG = "training.phases=[{share: 1.0, length: 160, rows: 8}]"  # beyond ModernBERT's window of 64
+MIXED = (
+    "variants={causal: {masking: {kind: none}, visibility: {kind: causal}, objective: {kind: next_token}}}",
+    "stages=[{use: {causal: 1, main: 3}}]",
+)
 MAPNET = "masking={kind: mapnet, learning_rate: 0.05}"
 
 
@@ -43,8 +47,8 @@ def _traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def look(trainer: Trainer) -> None:
     """What a session does between steps: an evaluation, and the instrument."""
-    method = trainer.method
-    assert isinstance(method, Mlm)
+    method = trainer.method.main
+    assert isinstance(method, TokenPrediction)
     batch = trainer.loaders[0].batch(0, 3)
     method.eval()
     with torch.no_grad():
@@ -55,8 +59,8 @@ def look(trainer: Trainer) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [(), (MODERN, LONG), (MODERN, LONG, MAPNET), (MODERN, LONG, "training.micro_tokens=500")],
-    ids=["bert", "modernbert", "mapnet", "accumulated"],
+    [(), (MODERN, LONG), (MODERN, LONG, MAPNET), (MODERN, LONG, "training.micro_tokens=500"), (*MIXED, LONG)],
+    ids=["bert", "modernbert", "mapnet", "accumulated", "mixed"],
 )
 def test_one_graph_and_no_compilation_after_the_first_step(make: Make, options: tuple[str, ...]) -> None:
     trainer = make(COMPILED, *options, steps=14)
@@ -71,7 +75,7 @@ def test_one_graph_and_no_compilation_after_the_first_step(make: Make, options: 
 
     def note(batch: Any, progress: float) -> Any:
         work = prepare(batch, progress)
-        shapes.add((work.places.numel(), batch.samples))
+        shapes.add((int(work.predicted), batch.samples))
         return work
 
     trainer.method.prepare = note  # type: ignore[method-assign]
@@ -101,12 +105,14 @@ def test_each_phase_has_its_graph(make: Make) -> None:
 
 
 @pytest.mark.parametrize("chunks", [False, True])
-@pytest.mark.parametrize("options", [(), (MODERN, LONG), (MODERN, LONG, MAPNET)])
+@pytest.mark.parametrize("options", [(), (MODERN, LONG), (MODERN, LONG, MAPNET), (MODERN, LONG, *MIXED)])
 def test_gradients_are_those_of_code_that_is_not_compiled(
     make: Make, options: tuple[str, ...], chunks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if chunks:  # of 50 tokens
-        monkeypatch.setattr(mlm, "vocabulary_loss", partial(vocabulary_loss, chunk_bytes=4 * 320 * 50))
+        monkeypatch.setattr(
+            token_prediction, "vocabulary_loss", partial(vocabulary_loss, chunk_bytes=4 * 320 * 50)
+        )
     options = (*options, "training.clip=1e9")
     eager, loss = gradients(make(*options))
     compiled, loss_of_compiled = gradients(make(*options, COMPILED))
@@ -178,7 +184,7 @@ def test_kernels_are_named(make: Make, caplog: pytest.LogCaptureFixture) -> None
 def test_an_encoder_compiled_by_itself_is_right_all_the_same(make: Make) -> None:
     """Without `sparse` around it, it is left out of the compiled code."""
     trainer = make()
-    assert isinstance(trainer.method, Mlm)
+    assert isinstance(trainer.method, TokenPrediction)
     encoder, batch = trainer.method.encoder.eval(), trainer.loaders[0].batch(0, 2)
     view, places = View.of(batch, batch.ids), torch.arange(9)
     with torch.no_grad():

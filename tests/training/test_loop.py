@@ -41,7 +41,7 @@ def test_a_mean_of_means_would_be_seen(make: Make, monkeypatch: pytest.MonkeyPat
         return work
 
     monkeypatch.setattr(trainer.method, "prepare", alone)
-    monkeypatch.setattr(trainer, "_total", lambda parts: {"mlm": torch.ones(())})
+    monkeypatch.setattr(trainer, "_total", lambda parts, terms: {"mlm": torch.ones(())})
     assert farthest(whole, gradients(trainer)[0]) > 1e-5
 
 
@@ -122,9 +122,7 @@ def test_the_loop_can_be_left_and_entered_at_any_step(make: Make) -> None:
 def test_calibration_leaves_no_trace(make: Make, optimizer: str) -> None:
     trainer, untouched = (make(SHORT_LONG, f"training.optimizer.kind={optimizer}", steps=4) for _ in range(2))
     before = parameters(trainer)
-    times = trainer.calibrate(steps=2, warm=1)
-    assert len(times) == 2
-    assert min(times) > 0
+    assert trainer.calibrate(steps=2, warm=1) > 0
     after = parameters(trainer)
     assert all(torch.equal(before[name].view(torch.int32), after[name].view(torch.int32)) for name in before)
     assert trainer.state == untouched.state

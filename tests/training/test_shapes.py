@@ -26,9 +26,10 @@ def test_capacity_is_the_usual_size_or_the_next(usual: int) -> None:
 
 
 def test_slots_are_a_tenth_more_than_the_rate() -> None:
-    shapes = Shapes([], 0.3)
-    assert shapes.slots(10_000) == 3328  # 3300 in whole 128s
-    assert shapes.slots(1) == 128
+    shapes = Shapes([])
+    assert shapes.slots(10_000, 0.3) == 3328  # 3300 in whole 128s
+    assert shapes.slots(1, 0.3) == 128
+    assert shapes.slots(1280, 1.0) == 1280  # but never more than there are tokens
 
 
 def test_samples_per_row_are_counted(make: Make) -> None:

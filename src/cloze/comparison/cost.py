@@ -8,20 +8,24 @@ import numpy as np
 
 from cloze.assembly import Parts
 from cloze.comparison.budget import Cost
+from cloze.corruption.view import View
 from cloze.diagnosis.parameters import counted
-from cloze.methods.base import Work
+from cloze.methods.base import TokenWork, Work
+from cloze.methods.composite import Mixed
 from cloze.models.operations import operations, seen
+from cloze.progress import part_at, stretches
 from cloze.recipes.schema import Recipe
-from cloze.training.settings import Phase
 
 ROWS = 16
-MOMENTS = (0.125, 0.375, 0.625, 0.875)  # of the run: masking rates may move
+MOMENTS = (0.125, 0.375, 0.625, 0.875)  # of a stretch of the run: masking rates may move
 
 
 def cost_of(recipe: Recipe, parts: Parts) -> Cost:
-    """The mean over the phases of a run, and within each over a few of its moments."""
+    """The mean over the run: over the stretches with one phase and one method, and a few moments of each."""
+    shares = [phase.share for phase in recipe.training.phases]
     costs = [
-        (phase.share, _phase(parts, number, phase)) for number, phase in enumerate(recipe.training.phases)
+        (end - start, _cost(recipe, parts, start, end))
+        for start, end in stretches(shares, parts.method.stages)
     ]
     return Cost(
         tokens=sum(share * cost.tokens for share, cost in costs),
@@ -30,28 +34,47 @@ def cost_of(recipe: Recipe, parts: Parts) -> Cost:
     )
 
 
-def _phase(parts: Parts, number: int, phase: Phase) -> Cost:
-    loader, method, model = parts.loaders[number], parts.method, parts.encoder.model
+def _cost(recipe: Recipe, parts: Parts, start: float, end: float) -> Cost:
+    number = part_at([phase.share for phase in recipe.training.phases], (start + end) / 2)
+    phase, loader = recipe.training.phases[number], parts.loaders[number]
+    method, model = parts.method, parts.encoder.model
     device = next(method.parameters()).device
     body, head = counted(model)
     reaches = reaches_of(model.config)
     tokens = predicted = attended = 0.0
     for place, moment in enumerate(MOMENTS):
         batch = loader.batch(place * ROWS, ROWS).to(device).repeat(method.copies)
-        work = method.prepare(batch, moment)
-        lengths = lengths_of(work)
-        tokens += sum(lengths)
-        predicted += int((work.token_weights > 0).sum())
-        attended += sum(lengths) * seen(lengths, reaches) * len(reaches) * model.config.hidden_size
+        work = method.prepare(batch, start + moment * (end - start))
+        tokens += int(work.tokens)
+        predicted += int(work.predicted)
+        for view in views_of(work):
+            lengths = lengths_of(view)
+            sees = seen(lengths, reaches, prefixes_of(view) if view.causal else None)
+            attended += sum(lengths) * sees * len(reaches) * model.config.hidden_size
     # What a step has of them, by the tokens that the run's budget counts with.
     each = phase.rows * phase.length * loader.fill / tokens
     return Cost(each * tokens, each * predicted, each * operations(body, head, tokens, predicted, attended))
 
 
-def lengths_of(work: Work) -> list[int]:
+def views_of(work: Work) -> list[View]:
+    """What the networks get, of all methods."""
+    if isinstance(work, Mixed):
+        return [view for part in work.parts.values() for view in views_of(part)]
+    assert isinstance(work, TokenWork)
+    return list(work.views)
+
+
+def lengths_of(view: View) -> list[int]:
     """Tokens of each sample, special ones included."""
-    segments = work.batch.segments.cpu().numpy()
+    segments = view.segments.cpu().numpy()
     return np.bincount(segments[segments >= 0]).tolist()
+
+
+def prefixes_of(view: View) -> list[int]:
+    """Tokens of each sample that its whole sample sees, of a causal view."""
+    if view.open is None:
+        return []
+    return np.bincount(view.segments[view.open].cpu().numpy()).tolist()
 
 
 def reaches_of(config: Any) -> list[int | None]:

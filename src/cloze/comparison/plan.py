@@ -22,6 +22,7 @@ from cloze.comparison.runs import Job, MetricName
 from cloze.comparison.timing import Timing, time_in_turn
 from cloze.data.corpus import Corpus, Progress
 from cloze.errors import ClozeError
+from cloze.evaluation.heldout import SEED
 from cloze.models.build import PretrainedModelChoice
 from cloze.recipes.schema import Recipe
 
@@ -36,7 +37,7 @@ class Planned:
         arm: the recipe. cost: of a step. steps: of each run.
         seconds_per_step: one value for each round of the timing.
         bits: of one nat of held-out loss, per character of the held-out text.
-        text: digests of the text and the tokenizer. masks: digest of the masked held-out tokens.
+        text: digests of the text and the tokenizer. masks: digest of the predicted held-out tokens.
     """
 
     arm: Arm
@@ -114,6 +115,7 @@ def make_plan(
             corpora[key] = open_text(arm.recipe, [], progress)
         parts[arm.name] = assemble(arm.recipe, corpora[key], accelerator.device)
     _check_held_out(arms, parts)
+    _check_measures(arms, parts)
     costs = {arm.name: cost_of(arm.recipe, parts[arm.name]) for arm in arms}
     if timing is None:
         timing = time_in_turn({arm.name: arm.recipe for arm in arms}, parts, accelerator)
@@ -152,11 +154,23 @@ def _check_held_out(arms: Sequence[Arm], parts: dict[str, Parts]) -> None:
             )
 
 
+def _check_measures(arms: Sequence[Arm], parts: dict[str, Parts]) -> None:
+    first = parts[arms[0].name].method.main.measures
+    for arm in arms[1:]:
+        own = parts[arm.name].method.main.measures
+        if own != first:
+            raise ClozeError(
+                f"{arm.name} is measured by its {own} and {arms[0].name} by its {first}: such losses do not "
+                "compare; pretrain them one by one, and compare what cloze evaluate gives"
+            )
+
+
 def _masks(parts: Parts) -> str:
-    """A digest of the held-out tokens that are masked: equal ones are measured on the same tokens."""
-    digest = blake2b(digest_size=8)
-    for _, _, places, labels in parts.held_out.items():
-        digest.update(places.numpy().tobytes() + labels.numpy().tobytes())
+    """A digest of the held-out tokens that are predicted: equal ones are measured on the same tokens."""
+    digest, method = blake2b(digest_size=8), parts.method.main
+    for batch, plan in parts.held_out.items():
+        work = method.examine(batch, plan, SEED)
+        digest.update(work.targets.numpy().tobytes() + work.labels.numpy().tobytes())
     return digest.hexdigest()
 
 

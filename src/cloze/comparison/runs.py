@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cloze.errors import ClozeError
 from cloze.evaluation.suites import SUITES
 from cloze.evaluation.suites.base import Scores
-from cloze.recipes.load import difference
+from cloze.recipes.load import difference, filled
 from cloze.recipes.schema import Recipe
 from cloze.report.reading import read_run
 from cloze.training.state import write_json
@@ -178,7 +178,7 @@ def made_before(jobs: Sequence[Job]) -> dict[tuple[str, int], Finished]:
         if not job.file.is_file():
             continue
         run = read(job.file)
-        lines = difference(run.settings, job.recipe.model_dump(mode="json"))
+        lines = difference(filled(run.settings), job.recipe.model_dump(mode="json"))
         changed = [line for line in lines if not line.startswith(_FREE)]
         if run.text != job.text:
             changed.append("the text or its tokenizer is another one")

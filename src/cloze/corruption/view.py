@@ -21,6 +21,7 @@ class View:
         origin: [rows, length] int64, flat index into the batch's [rows × length] tokens; -1 for tokens
             that were inserted and for padding.
         causal: a token sees only itself and what is before it.
+        open: [rows, length] bool, of a causal view: tokens that their whole sample sees; None: none.
         dense: as in `Batch`.
         runs: as in `Visibility`: an upper bound that is known without looking at a GPU's memory.
     """
@@ -32,6 +33,7 @@ class View:
     causal: bool = False
     dense: bool = False
     runs: int | None = None
+    open: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch, ids: Tensor, causal: bool = False) -> View:
@@ -43,5 +45,5 @@ class View:
 
     def to(self, device: torch.device | str) -> View:
         """The same view on another device."""
-        tensors = ("ids", "segments", "positions", "origin")
+        tensors = ("ids", "segments", "positions", "origin", *(() if self.open is None else ("open",)))
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})

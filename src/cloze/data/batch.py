@@ -26,6 +26,7 @@ class Batch:
         visits: [samples] int64, how often each sample was seen before.
         dense: every row is one sample without padding, so that attention needs no mask. Known where the
             batch is made, for looking it up on a GPU would wait for the GPU.
+        place: of the first row in the run's endless sequence of rows; the others follow it.
     """
 
     ids: Tensor
@@ -36,6 +37,7 @@ class Batch:
     keys: Tensor
     visits: Tensor
     dense: bool = False
+    place: int = 0
 
     @property
     def samples(self) -> int:
@@ -58,11 +60,17 @@ class Batch:
             self.keys.repeat(copies),
             (self.visits * copies + number[:, None]).flatten(),
             self.dense,
+            self.place,
         )
+
+    def take(self, rows: Tensor) -> Batch:
+        """Some of its rows, [n] int64; samples keep their numbers, and those of other rows stay as names."""
+        names = ("ids", "segments", "index", "units", "maskable")
+        return replace(self, **{name: getattr(self, name).index_select(0, rows) for name in names})
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        tensors = (f.name for f in fields(self) if f.name != "dense")
+        tensors = (f.name for f in fields(self) if f.name not in ("dense", "place"))
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
 
 

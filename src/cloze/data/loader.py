@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ class Loader:
 
     def batch(self, cursor: int, count: int) -> Batch:
         """The rows at positions cursor … cursor + count - 1 as one batch."""
-        return self.assemble(self.rows_at(range(cursor, cursor + count)))
+        return replace(self.assemble(self.rows_at(range(cursor, cursor + count))), place=cursor)
 
     def assemble(self, chosen: Sequence[tuple[int, int, int]]) -> Batch:
         """One batch of the given (source, row, visit)."""

@@ -22,6 +22,13 @@ NEAR_BEST = 1.2  # the smallest rate within this factor of the best one is taken
 def advise(found: Measurements) -> Recommendation:
     """The recommendation that follows from measurements."""
     now = found.setting.masking or "uniform"
+    if found.setting.rate == 0.0:
+        return Recommendation(
+            now,
+            0.0,
+            "Nothing is hidden, so no part of the gradient's variance comes from masks, and no masks can "
+            f"lower it. {noise(found.noise_scale)}",
+        )
     masking, masks = _masking(found, now)
     rate, rates = _rate(found)
     name = "uniform masking" if masking == "uniform" else f"masking.kind={masking}"

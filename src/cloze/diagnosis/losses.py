@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from cloze.data.batch import Batch
 from cloze.masking.plan import MaskPlan
-from cloze.methods.base import Method, Outcome, Work
+from cloze.methods.base import Method, Outcome, TokenWork
 from cloze.models.encoder import Encoder
 from cloze.random import Stream, bits
 from cloze.variance import mask_size
@@ -32,7 +33,7 @@ class Losses:
         sequences: batches of one row with one sample.
     """
 
-    method: Method
+    method: Method[Any]
     sequences: Sequence[Batch]
 
     @property
@@ -45,7 +46,7 @@ class Losses:
         work = self.work(sequence, mask, draw)
         return self._total(work, self.method(work))
 
-    def work(self, sequence: int, mask: Tensor, draw: int, predicted: Tensor | None = None) -> Work:
+    def work(self, sequence: int, mask: Tensor, draw: int, predicted: Tensor | None = None) -> TokenWork:
         """A sequence with the maskable tokens `mask` hidden, and they or only `predicted` predicted."""
         batch = self.sequences[sequence]
         batch = replace(batch, visits=torch.full_like(batch.visits, draw))
@@ -64,8 +65,8 @@ class Losses:
         scores = {name: float(outcome.feedback[name][0]) for name in SCORES if name in outcome.feedback}
         return self._total(work, outcome), scores
 
-    def _total(self, work: Work, outcome: Outcome) -> Tensor:
-        weights, factors = self.method.weights(work), self.method.coefficients
+    def _total(self, work: TokenWork, outcome: Outcome) -> Tensor:
+        weights, factors = self.method.weights(work), self.method.coefficients(1.0)
         parts = [factors[term] * total / weights[term].to(total) for term, total in outcome.sums.items()]
         return torch.stack(parts).sum()
 

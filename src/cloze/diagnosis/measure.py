@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,6 +26,7 @@ from cloze.diagnosis.tokens import ORDER, TOKENS, proposal_words, token_savings
 from cloze.variance import (
     Decomposition,
     Estimate,
+    Savings,
     curvature_directions,
     decompose,
     mask_size,
@@ -36,6 +37,9 @@ FRACTIONS = (1.0, 0.5, 0.25)  # of the length
 SWEEP_SHARE, SWEEP_MASKS, LEAST = 4, 4, 8  # rates and lengths: every fourth sequence, at least 8, four masks
 TOKEN_SEQUENCES = 32  # of which single tokens' gradients are taken
 DIRECTIONS = 16  # of curvature
+ANY_RATE = 0.15  # of the masks that are drawn for a method that hides nothing, and change nothing
+_UNKNOWN = Estimate(None, None, None)
+NO_SAVINGS = Savings(_UNKNOWN, _UNKNOWN, {})  # where every token is predicted, none can be chosen
 
 Meter = Callable[[str, int, int], None]  # what is measured, gradients done, gradients in all
 
@@ -73,15 +77,16 @@ class _Counter:
 
 def measure(subject: Subject, options: Options, meter: Meter | None = None) -> Measurements:
     """Measure a subject. Errors: parameters that do not exist."""
-    model = subject.method.export()
+    model = subject.encoder.model
     losses = Losses(subject.method, subject.sequences)
-    rate, masks, sizes = subject.rate, options.masks, losses.sizes
+    hides = subject.rate > 0.0
+    rate, masks, sizes = subject.rate or ANY_RATE, options.masks, losses.sizes
     parameters = select(model, options.parameters)
     setting = _setting(subject, options, model)
     few = Losses(subject.method, [subject.sequences[i] for i in _few(len(sizes))])
-    rates = sorted({*RATES, rate})
+    rates = sorted({*RATES, rate}) if hides else [rate]
     lengths = _lengths(setting.length)
-    looked = spread(len(sizes), TOKEN_SEQUENCES)
+    looked = [] if subject.method.everywhere else spread(len(sizes), TOKEN_SEQUENCES)
     passes = [len(sizes) * masks * (2 if options.curvature else 1)]
     passes += [len(few.sizes) * SWEEP_MASKS * (len(rates) + len(lengths) - 1)]
     passes += [min(TOKENS, mask_size(sizes[i], rate)) for i in looked]
@@ -98,12 +103,16 @@ def measure(subject: Subject, options: Options, meter: Meter | None = None) -> M
         group=groups.__getitem__,
         progress=counter.sequences("masks", masks),
     )
+    if not hides:
+        found = _unmasked(found)
     loss_cost = None
     if options.curvature:
         loss_cost = _loss_cost(subject, losses, parameters, options, counter)
-    tokens = token_savings(
-        subject, losses, parameters, looked, options.seed, lambda: counter.add("single tokens")
-    )
+    tokens = NO_SAVINGS
+    if looked:
+        tokens = token_savings(
+            subject, losses, parameters, looked, options.seed, lambda: counter.add("single tokens")
+        )
     at_rates = [
         _point(setting, few, r, setting.length, parameters, options, counter, f"rate {r:.0%}") for r in rates
     ]
@@ -134,6 +143,21 @@ def measure(subject: Subject, options: Options, meter: Meter | None = None) -> M
         proposal_words=proposal_words(subject),
         rates=at_rates,
         lengths=at_lengths,
+    )
+
+
+def _unmasked(found: Decomposition) -> Decomposition:
+    """Of a method that hides nothing: all masks gave the same gradient, but for rounding."""
+    none = Estimate(0.0, 0.0, 0.0)
+    return replace(
+        found,
+        mask=none,
+        share=none,
+        covariance=None,
+        break_even=None,
+        segments=[],
+        hamming=[],
+        groups={name: (data, none) for name, (data, _) in found.groups.items()},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +38,14 @@ class Online:
         rows: samples of training text that were measured, with `MASKS` masks each. rate: of the masks.
         terms: the decomposition of the gradient's variance, of one sample.
         scores: spread of the gradients at the final hidden states within samples (`cv`), what knowing them
-            would save at best (`oracle`), and what the run's own proposal saves of that (`proposal`).
+            would save at best (`oracle`), and what the run's own proposal saves of that (`proposal`). None:
+            every token is predicted, so that none can be chosen.
     """
 
     rows: int
     rate: float
     terms: Decomposition
-    scores: Savings
+    scores: Savings | None
 
     def record(self) -> dict[str, float | int]:
         """For the run's log: numbers that are known, with `_low` and `_high` for the ends of intervals."""
@@ -53,10 +55,13 @@ class Online:
             "mask_share": self.terms.share,
             "break_even": self.terms.break_even,
             "noise_scale": self.terms.noise_scale,
-            "score_cv": self.scores.cv,
-            "score_saving": self.scores.oracle,
-            "proposal_saving": self.scores.scores.get("proposal"),
         }
+        if self.scores is not None:
+            named |= {
+                "score_cv": self.scores.cv,
+                "score_saving": self.scores.oracle,
+                "proposal_saving": self.scores.scores.get("proposal"),
+            }
         found: dict[str, float | int] = {"rows": self.rows, "rate": self.rate}
         for name, estimate in named.items():
             for end, value in (estimate or Estimate(None, None, None)).as_dict().items():
@@ -76,7 +81,7 @@ def points(steps: int) -> set[int]:
     return {max(1, round(share * steps)) for share in POINTS}
 
 
-def measure(method: Method, rows: list[Batch], rate: float, seed: int) -> Online | None:
+def measure(method: Method[Any], rows: list[Batch], rate: float, seed: int) -> Online | None:
     """Measure the longest sample of each row (batches of one row); None: too little to mask."""
     rows = [longest_sample(row) for row in rows]
     rows = [row for row in rows if (n := int(row.maskable.sum())) >= 8 and mask_size(n, rate) >= 2]
@@ -90,7 +95,7 @@ def measure(method: Method, rows: list[Batch], rate: float, seed: int) -> Online
         terms = decompose(
             losses, losses.sizes, rate, _some_parameters(method), masks=MASKS, seed=seed, memory=2**30
         )
-        scores = _scores(losses, method, rate, seed)
+        scores = None if method.everywhere else _scores(losses, method, rate, seed)
     finally:
         method.norms = norms
         method.train(training)
@@ -120,12 +125,12 @@ def evidence(found: Online | None, encoder: Encoder, visits: float, rate: float)
         return Evidence(visits, rate, body, head)
     t = found.terms
     high = None if t.break_even is None else t.break_even.high
-    own = found.scores.scores.get("proposal")
+    own = None if found.scores is None else found.scores.scores.get("proposal")
     saving = None if own is None else own.low
     return Evidence(visits, found.rate, body, head, t.data.value, t.mask.value, high, saving)
 
 
-def _some_parameters(method: Method) -> dict[str, Tensor]:
+def _some_parameters(method: Method[Any]) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {n: p for n, p in method.named_parameters() if p.requires_grad}
     every = -(-sum(p.numel() for p in named.values()) // LARGEST)
     if every == 1:
@@ -135,7 +140,7 @@ def _some_parameters(method: Method) -> dict[str, Tensor]:
     return {name: named[name] for name in names[::every]}
 
 
-def _scores(losses: Losses, method: Method, rate: float, seed: int) -> Savings:
+def _scores(losses: Losses, method: Method[Any], rate: float, seed: int) -> Savings:
     norms: list[Tensor] = []
     wanted: list[Tensor] = []
     of: list[Tensor] = []

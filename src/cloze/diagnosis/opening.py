@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from cloze.assembly import method_of
 from cloze.data.batch import Batch
 from cloze.data.corpus import Corpus, Progress
 from cloze.data.loader import Loader
@@ -17,7 +18,7 @@ from cloze.data.tokenizers import load_tokenizer
 from cloze.diagnosis.text import sequences_of, spread
 from cloze.errors import ClozeError
 from cloze.methods.base import Method
-from cloze.methods.build import build_method, vocabulary_of
+from cloze.methods.build import vocabulary_of
 from cloze.models.build import build_model, check_head
 from cloze.models.encoder import Encoder, isolate
 from cloze.opening import choose
@@ -34,7 +35,8 @@ class Subject:
     Attributes:
         model, data: names for people.
         recipe: of the run, or what `mlm` would go on with.
-        method: makes the losses, and has what the run has learnt. encoder: the model in it.
+        method: makes the losses (of several the main one), and has what the run has learnt.
+        encoder: the model in it.
         corpus: the text. sequences: one row each. spare: others, for what must not be measured on them.
         rate: at the end of the run, unless the user gave one.
         passes: how often the run saw its text; None: not known.
@@ -44,7 +46,7 @@ class Subject:
     model: str
     data: str
     recipe: Recipe
-    method: Method
+    method: Method[Any]
     encoder: Encoder
     corpus: Corpus
     sequences: list[Batch]
@@ -74,6 +76,8 @@ def open_subject(
     """
     opening = choose(model, data, text_field, split_text)
     recipe = opening.recipe
+    if rate is not None and recipe.masking.kind == "none":
+        raise ClozeError(f"--rate {rate:g}: {model} hides nothing, so there is no rate; leave it out")
     encoder = _encoder(recipe, opening.folder)
     longest = encoder.longest()
     length = min(LENGTH, longest) if length is None else length
@@ -116,19 +120,18 @@ def _loader(corpus: Corpus, encoder: Encoder, length: int, own: bool) -> Loader:
 
 def _method(
     recipe: Recipe, corpus: Corpus, encoder: Encoder, state: Path | None, device: torch.device
-) -> Method:
-    """The method of the recipe as the run left it, with the norms of the vocabulary loss switched on."""
+) -> Method[Any]:
+    """The main method of the recipe as the run left it, with the norms of the vocabulary loss switched on."""
     counts = torch.from_numpy(corpus.counts(encoder.vocabulary.weight.shape[0]))
     vocabulary = vocabulary_of(corpus.tokenizer)
-    choices = recipe.objective, recipe.masking, recipe.corruption, encoder, vocabulary, counts, recipe.seed
-    method = build_method(*choices).to(device).eval()
-    method.norms = True
+    method = method_of(recipe, encoder, vocabulary, counts).to(device).eval()
     if state is not None:
         _restore(method, state)
-    return method
+    method.main.norms = True
+    return method.main
 
 
-def _restore(method: Method, folder: Path) -> None:
+def _restore(method: Method[Any], folder: Path) -> None:
     """What a checkpoint knows of a method beside the model itself: a proposal, for example."""
     with safe_open(folder / "training.safetensors", framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(("model.", "buffer."))]  # noqa: SIM118

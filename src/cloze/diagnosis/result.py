@@ -111,7 +111,8 @@ class Measurements:
         hamming, segments: of disjoint and overlapping masks. covariance: C, of two disjoint ones.
         break_even: D + C; below 0 same-step disjoint masks win. Both None at rates above 1/2.
         signal: ‖E g‖². noise_scale: in sequences; only a lower bound if the signal cannot be told from 0.
-        cv: spread of per-token gradient norms within sequences. oracle_saving: the best of any proposal.
+        cv: spread of per-token gradient norms within sequences. oracle_saving: the best of any proposal. Not
+            known where every token is predicted.
         score_savings: what each cheap score would save of the mask term, were it known exactly.
         proposal_saving: what the run's own proposal saves. proposal_words: what it wants masked most.
         rates, lengths: the variance elsewhere.

@@ -56,6 +56,8 @@ def _terms(found: Measurements) -> list[str]:
 
 
 def _distances(found: Measurements) -> list[str]:
+    if not found.hamming:
+        return []
     names = {0.0: "0% (the same mask)", 1.0: "100% (disjoint)"}
     rows = [(names.get(d.distance, f"{d.distance:.0%}"), d.covariance, f"{d.pairs:,}") for d in found.hamming]
     if found.break_even is not None:
@@ -74,6 +76,8 @@ def _segments(found: Measurements) -> list[str]:
 
 
 def _scores(found: Measurements) -> list[str]:
+    if found.oracle_saving.value is None and not found.score_savings:
+        return []
     names = {"loss": "loss (known to be bad)", "inverse": "1 / hidden_gradient (must be bad)"}
     scores = {"the gradient's norm (best possible)": found.oracle_saving}
     scores |= {names.get(name, name): saving for name, saving in found.score_savings.items()}

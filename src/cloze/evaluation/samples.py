@@ -1,4 +1,4 @@
-"""What was learnt, in words: losses by word and by frequency, and filled-in examples."""
+"""What was learnt, in words: losses by word and by frequency, and examples (`examples.py`)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from cloze.evaluation.examples import examples
 from cloze.evaluation.heldout import HeldOutResult, HeldOutSet, unigram_losses
-from cloze.models.encoder import Encoder
+from cloze.methods.base import Method
 
 _BANDS = (10, 100, 1000, 10_000, 100_000)  # ranks by frequency in the training text
 
 
 def samples(
     held_out: HeldOutSet,
-    encoder: Encoder,
+    method: Method[Any],
     tokenizer: PreTrainedTokenizerFast,
     counts: np.ndarray,
     initial: Tensor | None,
@@ -27,7 +28,7 @@ def samples(
 
     Args:
         held_out: what `result` was measured on.
-        encoder: the trained one.
+        method: the trained one.
         counts: [vocabulary], frequency of each id in the training text.
         initial: [N] losses before the first step, if they are known.
         result: losses after the last one.
@@ -36,7 +37,7 @@ def samples(
     return {
         "words": _words(tokenizer, result, initial, unigram),
         "frequency": _bands(counts, result, unigram),
-        "examples": _examples(held_out, encoder, tokenizer),
+        "examples": examples(held_out, method, tokenizer),
     }
 
 
@@ -83,52 +84,6 @@ def _bands(counts: np.ndarray, result: HeldOutResult, unigram: Tensor) -> list[d
             )
         low = high
     return bands
-
-
-@torch.no_grad()
-def _examples(
-    held_out: HeldOutSet,
-    encoder: Encoder,
-    tokenizer: PreTrainedTokenizerFast,
-    number: int = 6,
-    length: int = 60,
-) -> list[dict[str, Any]]:
-    """The beginnings of some held-out samples, with the model's guesses at the masked tokens."""
-    training = encoder.training
-    encoder.eval()
-    batch, view, places, _ = next(held_out.items())
-    layer = encoder.vocabulary
-    device = layer.weight.device
-    chosen = np.unique(np.linspace(0, batch.samples - 1, min(number, batch.samples)).astype(int)).tolist()
-    segment = batch.segments.flatten()
-    wanted = torch.isin(segment[places], torch.tensor(chosen)) & (batch.index.flatten()[places] < length)
-    at = places[wanted]
-    features = encoder(view.to(device), at.to(device)).features
-    logits = torch.nn.functional.linear(features, layer.weight, layer.bias).float()
-    top = logits.softmax(-1).topk(5)
-    true = batch.ids.flatten().tolist()
-    guesses = {
-        place: [
-            {"text": tokenizer.decode([i]), "p": _round(p), "right": i == true[place]}
-            for i, p in zip(ids, ps, strict=True)
-        ]
-        for place, ids, ps in zip(at.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
-    }
-    encoder.train(training)
-    examples = []
-    for sample in chosen:
-        inside = (
-            (segment == sample) & (batch.index.flatten() >= 0) & (batch.index.flatten() < length)
-        ).nonzero()
-        tokens = []
-        for place in inside.flatten().tolist():
-            token: dict[str, Any] = {"text": tokenizer.decode([true[place]])}
-            if place in guesses:
-                token |= {"masked": True, "guesses": guesses[place]}
-            tokens.append(token)
-        if tokens:
-            examples.append({"tokens": tokens})
-    return examples
 
 
 def _round(value: float) -> float:

@@ -47,6 +47,7 @@ class Subject:
     def body(self) -> PreTrainedModel:
         """A new copy of the encoder without a head, in float32 and without dropout (`eval`).
 
+        A causal language model is read as an encoder, whose tokens see both sides.
         Each call loads it afresh, so everything that is fine-tuned starts from the same weights.
         """
         return load_body(self.path).eval().to(self.device)

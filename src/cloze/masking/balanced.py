@@ -28,7 +28,7 @@ class Balanced(Masking):
     text is seen several times, less strictly than `fully_explored`; works at any rate.
     """
 
-    summary: ClassVar[str] = "least hidden so far"
+    summary: ClassVar[str] = "least hidden yet"
     kind: Literal["balanced"] = "balanced"
     rate: float = Field(0.15, gt=0.0, le=1.0, description="constant")
     units: UnitKind = Field("tokens", description="what is hidden as a whole")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -36,3 +36,9 @@ class MaskPlan:
         """p/π at `places` (flat indices into [rows × length]), float32."""
         p = self.reference.flatten().index_select(0, places)
         return p / self.inclusion.flatten().index_select(0, places)
+
+    def to(self, device: torch.device | str) -> MaskPlan:
+        """The same plan on another device."""
+        return replace(
+            self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        )

@@ -31,8 +31,3 @@ def rate_at(rate: Rate, progress: float) -> float:
     if rate.shape == "cosine":
         x = (1.0 - math.cos(math.pi * x)) / 2.0
     return rate.start + (rate.end - rate.start) * x
-
-
-def mean_rate(rate: Rate) -> float:
-    """The rate averaged over the run (both shapes are symmetric)."""
-    return rate if not isinstance(rate, RateSchedule) else (rate.start + rate.end) / 2.0

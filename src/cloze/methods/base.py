@@ -3,16 +3,19 @@
     work = method.prepare(batch, progress)       # draws masks, corrupts: no gradient, no network wrapped
     weights = method.weights(work)               # {term: its denominator}, known before the forward pass
     sums = method(work)                          # {term: summed loss}; the only call with gradients
+    factors = method.coefficients(progress)      # {term: its factor in the loss}
     method.observe(works, feedback)              # once per global step: what learns outside the gradient
 
 The loop divides each sum once by the global weight of its term (over micro-batches and ranks), so
-accumulation and data parallelism change nothing.
+accumulation and data parallelism change nothing. Everything that changes over a run is a function of
+`progress`, the share of its steps that is done.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,33 +29,66 @@ from cloze.masking.plan import MaskPlan
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A batch with its masks drawn and its views made: all that a forward pass needs.
+    """A batch that is ready for a forward pass; each method has a class for what else it needs.
 
     Attributes:
-        batch: the clean rows; labels are read from it through each view's `origin`.
-        plan: what is hidden and predicted.
-        views: what the networks get, in the order the method uses them.
-        places: [N] int64, flat indices of the predicted tokens in the first view; 0 in spare slots.
-        labels: [N] int64; 0 in spare slots.
-        token_weights: [N] float32, p/π; 0 in spare slots, which only compiled code has (`padded`).
+        batch: the clean rows.
     """
 
     batch: Batch
+
+    @property
+    def tokens(self) -> Tensor:
+        """Tokens of the batch, padding not counted: an int64 scalar."""
+        return (self.batch.segments >= 0).sum()
+
+    @property
+    def predicted(self) -> Tensor:
+        """Tokens that are predicted: an int64 scalar."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWork(Work):
+    """A batch with its masks drawn and its views made, of which tokens are predicted.
+
+    Attributes:
+        plan: what is hidden and predicted.
+        views: what the networks get, in the order the method uses them.
+        places: [N] int64, flat indices into the first view of the outputs that predict; 0 in spare slots.
+        targets: [N] int64, flat indices into the batch of the tokens that they predict; 0 in spare slots.
+        labels: [N] int64, their ids; 0 in spare slots.
+        token_weights: [N] float32, p/π; 0 in spare slots, which only compiled code has (`padded`).
+        density: the largest share of the tokens that is predicted in the run.
+    """
+
     plan: MaskPlan
     views: tuple[View, ...]
     places: Tensor
+    targets: Tensor
     labels: Tensor
     token_weights: Tensor
+    density: float
 
-    def padded(self, slots: int, runs: int, dense: bool) -> Work:
+    @property
+    def predicted(self) -> Tensor:
+        return (self.token_weights > 0).sum()
+
+    def padded(self, slots: int, runs: int, dense: bool) -> TokenWork:
         """The same work in static shapes: N = `slots`, spare ones of weight 0, views with room for `runs`.
 
         A view stays dense only if `dense` says that all are.
         """
         spare = (0, slots - self.places.numel())
         views = tuple(replace(view, runs=runs, dense=view.dense and dense) for view in self.views)
-        tensors = (F.pad(x, spare) for x in (self.places, self.labels, self.token_weights))
-        return Work(self.batch, self.plan, views, *tensors)
+        return replace(
+            self,
+            views=views,
+            places=F.pad(self.places, spare),
+            targets=F.pad(self.targets, spare),
+            labels=F.pad(self.labels, spare),
+            token_weights=F.pad(self.token_weights, spare),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,43 +104,70 @@ class Outcome:
     feedback: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Method(nn.Module):
+W = TypeVar("W", bound=Work)
+Reading = Literal["masked", "causal"]
+
+
+class Method(nn.Module, Generic[W]):
     """Base of all methods. Subclasses own every network as a submodule.
 
-    Class attributes:
-        coefficients: {term: factor in the total loss}.
+    Attributes:
         norms: the feedback also has the norms that proposals learn from (`Seen.scores`).
+        measures: what the held-out loss is of, in a few words such as "masked tokens".
+        sees: kinds of visibility that its views have.
+        everywhere: tokens are predicted whether they are hidden or not, so that no mask chooses among them.
+        stages: shares of the run in which it trains one way, one after the other.
     """
 
     norms: bool = False
-    coefficients: ClassVar[dict[str, float]] = {}
+    measures: str = "masked tokens"
+    sees: Collection[str] = ("all",)
+    everywhere: bool = False
+    stages: Sequence[float] = (1.0,)
+
+    @property
+    def main(self) -> Method[Any]:
+        """Of several methods that share a model the one that is measured and that decides; else itself."""
+        return self
 
     @property
     def copies(self) -> int:
         """Masked copies of each row in one step: a step of R rows has R/copies different ones."""
         return 1
 
-    def rate(self, progress: float) -> float:
-        """Share of the tokens that is masked when the share `progress` of the budget is spent."""
+    def coefficients(self, progress: float) -> dict[str, float]:
+        """{term: factor in the total loss} of the terms that are trained now."""
         raise NotImplementedError
 
-    def prepare(self, batch: Batch, progress: float) -> Work:
+    def rate(self, progress: float) -> float:
+        """Share of the tokens that is masked."""
+        raise NotImplementedError
+
+    def prepare(self, batch: Batch, progress: float) -> W:
         """Draw masks and make views; `progress` in [0, 1] is the share of the budget that is spent."""
         raise NotImplementedError
 
-    def work(self, batch: Batch, plan: MaskPlan) -> Work:
+    def work(self, batch: Batch, plan: MaskPlan) -> W:
         """What `prepare` makes of masks that are drawn already; the instrument draws its own."""
         raise NotImplementedError
 
-    def weights(self, work: Work) -> dict[str, Tensor]:
+    def examine(self, batch: Batch, plan: MaskPlan, seed: int) -> W:
+        """What is measured on held-out text: masks are fixed, so nothing may depend on the run's own draws.
+
+        The feedback of a forward pass has `loss` and `guess` for each prediction, and `labels` where the
+        method makes them itself; else they are the work's.
+        """
+        raise NotImplementedError
+
+    def weights(self, work: W) -> dict[str, Tensor]:
         """{term: float64 scalar}, the denominators, summed over ranks and micro-batches by the loop."""
         raise NotImplementedError
 
-    def forward(self, work: Work) -> Outcome:
+    def forward(self, work: W) -> Outcome:
         """The only call that is wrapped (DDP, FSDP, compile) and that makes gradients."""
         raise NotImplementedError
 
-    def observe(self, works: list[Work], feedback: list[dict[str, Tensor]]) -> None:
+    def observe(self, works: list[W], feedback: list[dict[str, Tensor]]) -> None:
         """Once per global step, with the feedback of its micro-batches: update what learns by itself."""
 
     def scores(self, batch: Batch) -> Tensor | None:
@@ -119,8 +182,13 @@ class Method(nn.Module):
         """Numbers about what learns by itself, for the run's log."""
         return {}
 
+    @property
+    def reading(self) -> Reading | None:
+        """How a stock class reads the model: blanks of a whole text, or the next token; None: none can."""
+        return "masked"
+
     def export(self) -> PreTrainedModel:
-        """The model that users load afterwards, of a class that computes the same function."""
+        """The model that users load afterwards, of the stock class of its `reading`."""
         raise NotImplementedError
 
     def learned_state(self) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""From the four choices to a method."""
+"""From the four choices to a method, and from several methods to one run."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,26 @@ from transformers import PreTrainedTokenizerFast
 
 from cloze.corruption.replace import Replace, Vocabulary
 from cloze.data.tokenizers import ids_of
+from cloze.errors import ClozeError
 from cloze.masking.base import Masking, Networks
+from cloze.masking.uniform import Uniform
 from cloze.methods.base import Method
-from cloze.methods.mlm import Mlm, MlmObjective
+from cloze.methods.composite import MAIN, Composite
+from cloze.methods.objectives import MlmObjective, NextTokenObjective
+from cloze.methods.token_prediction import TokenPrediction
+from cloze.methods.visibility import AllVisible, CausalVisible, PrefixVisible
 from cloze.models.encoder import Encoder
+from cloze.models.twins import check_twin
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The four choices of a method."""
+
+    masking: Masking = field(default_factory=Uniform)
+    corruption: Replace = field(default_factory=Replace)
+    visibility: AllVisible | CausalVisible | PrefixVisible = field(default_factory=AllVisible)
+    objective: MlmObjective | NextTokenObjective = field(default_factory=MlmObjective)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
@@ -24,19 +42,64 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
 
 
 def build_method(
-    objective: MlmObjective,
-    masking: Masking,
-    corruption: Replace,
-    encoder: Encoder,
-    vocabulary: Vocabulary,
-    counts: Tensor,
-    seed: int,
-) -> Method:
-    """The method of a recipe's choices; `counts` [vocabulary]: how often each token occurs in the text."""
+    choices: Choices, encoder: Encoder, vocabulary: Vocabulary, counts: Tensor | None = None, seed: int = 0
+) -> TokenPrediction:
+    """The method of four choices.
+
+    Args:
+        encoder: the model that is trained.
+        counts: [vocabulary], how often each token occurs in the text; None: all as often.
+        seed: of masks, replacements and prefixes.
+
+    Errors: a visibility that the model cannot have.
+    """
+    if choices.visibility.kind != "all" and not encoder.isolates:
+        raise ClozeError(
+            f"visibility.kind={choices.visibility.kind}: {type(encoder.model).__name__} cannot be run so "
+            "that tokens see only what is before them; use model.family=modernbert or bert"
+        )
     table = cast(nn.Embedding, encoder.model.get_input_embeddings())
 
     def embed(ids: Tensor) -> Tensor:
         return table.weight.detach()[ids]
 
-    networks = Networks(embed, table.weight.shape[1], counts, seed)
-    return Mlm(encoder, masking.build(networks), corruption, vocabulary, seed)
+    often = torch.ones(encoder.vocabulary.weight.shape[0]) if counts is None else counts
+    networks = Networks(embed, table.weight.shape[1], often, seed)
+    return TokenPrediction(
+        encoder,
+        choices.masking.build(networks),
+        choices.corruption,
+        choices.visibility,
+        choices.objective,
+        vocabulary,
+        seed,
+    )
+
+
+def compose(
+    methods: Mapping[str, Method[Any]], uses: Sequence[tuple[float, Mapping[str, float]]]
+) -> Method[Any]:
+    """One method from {name: method}: the main one itself where there is no other; `uses` as in `Composite`.
+
+    Errors: one of several wants masked copies of rows; no stock class can read the model afterwards.
+    """
+    made = methods[MAIN] if len(methods) == 1 else Composite(_checked(methods), uses)
+    if made.reading is None:
+        raise ClozeError(
+            "objective and visibility: no class of transformers reads such a model, so it could not go out; "
+            "mlm goes with visibility all, next_token with causal or prefix, in the recipe or in one of its "
+            "variants"
+        )
+    if made.reading == "causal":
+        check_twin(next(m.model for m in made.modules() if isinstance(m, Encoder)))
+    return made
+
+
+def _checked(methods: Mapping[str, Method[Any]]) -> Mapping[str, Method[Any]]:
+    for name, method in methods.items():
+        if method.copies != 1:
+            raise ClozeError(
+                f"{name}: {method.copies} masked copies of a row in one step cannot be combined with "
+                "variants: use masking.same_step=1"
+            )
+    return methods

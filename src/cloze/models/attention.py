@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | dense | `scaled_dot_product_attention` without a mask | rows of one sample each, layers without a window |
 | varlen | `torch.nn.attention.varlen` | the rest on a GPU from compute capability 8.0, in bf16 or fp16 |
-| flex | `flex_attention` with a block mask, compiled | the rest on a GPU, in fp32 |
+| flex | `flex_attention` with a block mask, compiled | the rest on a GPU: fp32, visible prefixes |
 | matmul | two batched products, the weights kept for the backward pass | CPU, rows of at most 512 tokens |
 | masked | `scaled_dot_product_attention` with a boolean mask | all else: long rows on a CPU, dropout |
 
@@ -69,6 +69,7 @@ def choose(
     local: bool,
     causal: bool,
     has: Kernels,
+    open: bool = False,
 ) -> Kernel:
     """The kernel for one layer.
 
@@ -76,16 +77,16 @@ def choose(
         device: "cuda", "cpu", …; dtype, width: of the queries; width is that of one head. length: of a row.
         dropout: of the attention weights.
         dense: every row is one sample. local: there is a window that hides something.
-        causal: nothing sees what comes later.
-        has: what there is.
+        causal: nothing sees what comes later. has: what there is.
+        open: but for some tokens, which all see.
     """
     if device == "cpu" and length <= MATMUL_LENGTH:
         return "matmul"
-    if dense and not local:
+    if dense and not local and not open:
         return "dense"
     if device != "cuda" or dropout > 0.0:
         return "masked"
-    half = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256
+    half = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256 and not open
     windows = "window_size" in has.varlen  # torch 2.10 has `is_causal` only
     if half and (windows or (has.varlen and not local and (not causal or "is_causal" in has.varlen))):
         return "varlen"
@@ -93,13 +94,21 @@ def choose(
 
 
 def kernels_of(
-    config: Any, device: str, dtype: torch.dtype, length: int, dense: bool, has: Kernels | None = None
+    config: Any,
+    device: str,
+    dtype: torch.dtype,
+    length: int,
+    dense: bool,
+    has: Kernels | None = None,
+    causal: bool = False,
+    open: bool = False,
 ) -> dict[str, Kernel]:
     """{"global" and, where there are such layers, "local": kernel} of a model that trains on such rows.
 
     Args:
         config: of a transformers model.
-        device, dtype, dense: as in `choose`. length: of a row. has: None: what was found on this machine.
+        device, dtype, dense, causal, open: as in `choose`. length: of a row.
+        has: None: what was found on this machine.
     """
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     names = ("attention_probs_dropout_prob", "attention_dropout")
@@ -107,7 +116,7 @@ def kernels_of(
     window = getattr(config, "sliding_window", None)
     found = {"global": False} | ({"local": window < length - 1} if window is not None else {})
     return {
-        name: choose(device, dtype, width, length, dropout, dense, local, False, has or _kernels)
+        name: choose(device, dtype, width, length, dropout, dense, local, causal, has or _kernels, open)
         for name, local in found.items()
     }
 
@@ -178,6 +187,7 @@ def attention(
         reach is not None,
         visibility.causal,
         _kernels,
+        visibility.open is not None,
     )
     if kernel == "varlen":
         return _varlen(query, key, value, scale, reach, visibility), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -12,6 +12,7 @@ from pydantic import Field
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
@@ -27,6 +28,7 @@ from cloze.data.hub import offline
 from cloze.data.tokenizers import ids_of, load_tokenizer
 from cloze.data.vocabulary_extension import pieces_of_new
 from cloze.errors import ClozeError
+from cloze.models.twins import encoder_twin, is_decoder
 
 Size = Literal["tiny", "mini", "small", "medium", "base"]
 # (layers, width) as in the published BERT miniatures (1908.08962); ModernBERT's own base is 22 × 768.
@@ -53,7 +55,10 @@ class NewModel(Config):
 
 
 class PretrainedModelChoice(Config):
-    """A checkpoint: a local folder or a hub id. An encoder without an MLM head gets one."""
+    """A checkpoint: a local folder or a hub id. An encoder without an MLM head gets one.
+
+    A causal language model whose family has an encoder twin (BERT, ModernBERT) goes on as that encoder.
+    """
 
     kind: Literal["pretrained"] = "pretrained"
     path: str
@@ -74,7 +79,7 @@ def build_model(choice: ModelChoice, tokenizer: PreTrainedTokenizerFast, seed: i
     torch.manual_seed(seed)
     if isinstance(choice, NewModel):
         return _new(choice, tokenizer)
-    model = load_masked_lm(choice.path)
+    model = load_masked_lm(choice.path, causal=True)
     rows = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     size = ids_of(tokenizer)
     pieces = _new_tokens(choice.path, tokenizer, rows)
@@ -159,9 +164,23 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
     )
 
 
-def load_masked_lm(path: str) -> PreTrainedModel:
-    """Any checkpoint that `AutoModelForMaskedLM` loads, in float32; says so when it got a new head."""
-    model, missing = _load(AutoModelForMaskedLM, path, "a masked language model")
+def load_masked_lm(path: str, causal: bool = False) -> PreTrainedModel:
+    """Any checkpoint that `AutoModelForMaskedLM` loads, in float32; says so when it got a new head.
+
+    With `causal` also a causal LM that has an encoder twin, as that encoder (`models/twins.py`): its outputs
+    predict the next token. Errors: there is no such checkpoint, or it is of another kind.
+    """
+
+    def kind(config: Any) -> Any:
+        if not is_decoder(config):
+            return AutoModelForMaskedLM
+        if not causal:
+            raise ClozeError(
+                f"{path}: a causal language model, which predicts next tokens and fills no blanks"
+            )
+        return AutoModelForCausalLM
+
+    model, missing = _load(kind, path, "a masked language model")
     body = [k for k in missing if k.startswith(model.base_model_prefix + ".")]
     if body:
         raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {body[0]}")
@@ -169,20 +188,29 @@ def load_masked_lm(path: str) -> PreTrainedModel:
         logging.getLogger("cloze").warning(
             "%s has no masked-language-model head: it gets a new one (%d new tensors)", path, len(missing)
         )
-    return model
+    if not is_decoder(model.config):
+        return model
+    logging.getLogger("cloze").info("%s is a causal language model: its weights go on as an encoder's", path)
+    return encoder_twin(model)
 
 
 def load_body(path: str) -> PreTrainedModel:
-    """The encoder of any checkpoint without a head, in float32, as `AutoModel` gives it."""
-    model, missing = _load(AutoModel, path, "an encoder")
+    """The encoder of any checkpoint without a head, in float32, as `AutoModel` gives it.
+
+    A causal LM that has an encoder twin gives that: its tokens see both sides.
+    """
+    model, missing = _load(lambda c: AutoModelForCausalLM if is_decoder(c) else AutoModel, path, "an encoder")
     missing = [k for k in missing if "pooler" not in k]  # which masked language models do not train
     if missing:
         raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {missing[0]}")
-    return model
+    return cast(PreTrainedModel, encoder_twin(model).base_model) if is_decoder(model.config) else model
 
 
-def _load(kind: Any, path: str, what: str) -> tuple[PreTrainedModel, list[str]]:
-    """A model from a folder or the hub, and the names of the tensors that its checkpoint lacks."""
+def _load(kind: Callable[[Any], Any], path: str, what: str) -> tuple[PreTrainedModel, list[str]]:
+    """A model from a folder or the hub, and the names of the tensors that its checkpoint lacks.
+
+    `kind` names the class that loads a configuration.
+    """
     folder = Path(path).expanduser()
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ClozeError(f"{path}: no such model folder")
@@ -195,7 +223,7 @@ def _load(kind: Any, path: str, what: str) -> tuple[PreTrainedModel, list[str]]:
         source = str(folder) if folder.exists() else path
         local = folder.exists() or offline()  # the hub's client tries for a minute before it gives up
         config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-        model, report = kind.from_pretrained(
+        model, report = kind(config).from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
@@ -203,6 +231,8 @@ def _load(kind: Any, path: str, what: str) -> tuple[PreTrainedModel, list[str]]:
             local_files_only=local,
             trust_remote_code=False,
         )
+    except ClozeError:
+        raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClozeError(f"{path}: cannot be loaded as {what}: {first}") from error

@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
     def _run(self, view: View, **keywords: Any) -> Any:
         if self.isolates:
-            visibility = Visibility(view.segments, view.causal, view.dense, view.runs)
+            visibility = Visibility(view.segments, view.causal, view.dense, view.runs, view.open)
             keywords |= {"visibility": visibility, "position_ids": view.positions + self.offset}
         elif view.causal:
             raise ClozeError(f"{type(self.model).__name__}: cannot be run causally by cloze")

@@ -23,18 +23,28 @@ def operations(body: float, head: float, tokens: float, predicted: float, attend
     return 6.0 * (body * tokens + head * predicted + 2.0 * attended)
 
 
-def seen(lengths: Sequence[int], reaches: Sequence[int | None]) -> float:
+def seen(
+    lengths: Sequence[int], reaches: Sequence[int | None], prefixes: Sequence[int] | None = None
+) -> float:
     """Tokens that a token sees, in the mean over the tokens of such samples and over the layers.
 
     Args:
         lengths: tokens of each sample.
         reaches: of each layer, how many tokens it sees on each side; None: the whole sample.
+        prefixes: of each sample, how many tokens its beginning has in which all see each other, while the
+            others see only what is before them: 0 is causal; None: all see both sides.
     """
     found = []
     for reach in reaches:
-        pairs = 0
-        for length in lengths:
-            near = length - 1 if reach is None else min(reach, length - 1)
-            pairs += length * (2 * near + 1) - near * (near + 1)  # less what lies beyond the two ends
+        pairs = sum(_pairs(length, reach) for length in lengths)
+        if prefixes is not None:
+            pairs = (pairs + sum(lengths)) // 2  # each with itself, and one of every two directions
+            pairs += sum((_pairs(prefix, reach) - prefix) // 2 for prefix in prefixes)
         found.append(pairs / sum(lengths))
     return statistics.mean(found)
+
+
+def _pairs(length: int, reach: int | None) -> int:
+    """Pairs of tokens of one sample that see each other, each with itself too."""
+    near = length - 1 if reach is None else min(reach, length - 1)
+    return length * (2 * near + 1) - near * (near + 1)  # less what lies beyond the two ends

@@ -1,4 +1,4 @@
-"""Who sees whom: packed, causal and local attention as one value that reaches every layer.
+"""Who sees whom: packed, causal, prefix and local attention as one value that reaches every layer.
 
 transformers hands every extra keyword of a model's forward call to the registered attention function
 (attention.py), in every layer. So an encoder becomes packed or causal without a line of its own code: call
@@ -22,14 +22,23 @@ class Visibility:
         segments: [rows, length] int64; a token sees the tokens of its own segment only. A segment lies in
             one piece, in one row.
         causal: a token sees only itself and what is before it.
+        open: [rows, length] bool, tokens that their whole segment sees although it is causal; None: none are.
         dense: all rows are one segment each, so that no mask is needed for it.
         runs: at least as many as there are runs of equal segments in all rows, padding counted; None: not
             known. Only the size of `starts` follows from it.
     """
 
-    def __init__(self, segments: Tensor, causal: bool = False, dense: bool = False, runs: int | None = None):
+    def __init__(
+        self,
+        segments: Tensor,
+        causal: bool = False,
+        dense: bool = False,
+        runs: int | None = None,
+        open: Tensor | None = None,
+    ):
         self.segments = segments
         self.causal = causal
+        self.open = open if causal else None
         self.dense = dense
         self.runs = segments.numel() if runs is None else runs
         self._masks: dict[int | None, Tensor | None] = {}
@@ -57,27 +66,31 @@ class Visibility:
             mask = self.segments[:, None, :, None] == self.segments[:, None, None, :]
         if local or self.causal:
             place = torch.arange(length, device=self.segments.device)
-            ahead = place[None, :] - place[:, None]  # key minus query
+            ahead = (place[None, :] - place[:, None])[None, None]  # key minus query
             seen = torch.ones_like(ahead, dtype=torch.bool)
+            if self.causal:
+                seen = ahead <= 0
+            if self.open is not None:
+                seen = seen | self.open[:, None, None, :]
             if local:
                 assert reach is not None
-                seen = ahead.abs() <= reach
-            if self.causal:
-                seen = seen & (ahead <= 0)
-            mask = seen[None, None] if mask is None else mask & seen
+                seen = seen & (ahead.abs() <= reach)
+            mask = seen if mask is None else mask & seen
         return mask
 
     def blocks(self, reach: int | None) -> BlockMask:
         """The same for `flex_attention`, which leaves out blocks of tokens that do not see each other."""
         if reach not in self._blocks:
-            segments, causal = self.segments, self.causal
+            segments, causal, open = self.segments, self.causal, self.open
             rows, length = segments.shape
 
             def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 seen = segments[row, query] == segments[row, key]
                 if reach is not None:
                     seen = seen & ((key - query).abs() <= reach)
-                return seen & (key <= query) if causal else seen
+                if not causal:
+                    return seen
+                return seen & (key <= query if open is None else (key <= query) | open[row, key])
 
             self._blocks[reach] = create_block_mask(sees, rows, None, length, length, segments.device)
         return self._blocks[reach]

@@ -107,8 +107,10 @@ def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
         and isinstance(below, dict)
         and below.get("kind") not in (None, yaml.safe_load(value))
     ):
-        keep = {k: v for k, v in below.items() if k == "rate"}  # every masking has a rate
-        parsed_leaf = keep | {"kind": yaml.safe_load(value)}
+        kind = yaml.safe_load(value)
+        # Every masking has a rate; that of none is 0.
+        keep = {k: v for k, v in below.items() if k == "rate" and "none" not in (kind, below["kind"])}
+        parsed_leaf = keep | {"kind": kind}
         for key in reversed(keys[:-1]):
             parsed_leaf = {key: parsed_leaf}
         return merge(tree, parsed_leaf)
@@ -143,6 +145,14 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
+def filled(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A dumped recipe of perhaps an earlier version, with the defaults of the fields that it lacks."""
+    try:
+        return Recipe.model_validate(tree).model_dump(mode="json")
+    except ValidationError:
+        return tree
+
+
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs between two dumped recipes, as "field: old -> new"."""
     lines: list[str] = []
@@ -159,7 +169,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     """Configuration classes that an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple, dict):
         return [m for a in get_args(annotation) if a not in (NoneType, ...) for m in _models(a)]
     return []
 
@@ -170,13 +180,19 @@ def _explain(error: ValidationError) -> str:
     first = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
     models: list[type[BaseModel]] = [Recipe]
     fields: list[str] = []
+    named = False  # the part is a key that the user chose
     for part in first["loc"]:
+        if named:
+            fields.append(str(part))
+            named = False
+            continue
         known = [m for m in models if str(part) in m.model_fields]
         kinds = {m.model_fields["kind"].default: m for m in models if "kind" in m.model_fields}
         if known:
             fields.append(str(part))
             annotations = [m.model_fields[str(part)].rebuild_annotation() for m in known]
             models = [m for a in annotations for m in _models(a)]
+            named = any(get_origin(a) is dict for a in annotations)
         elif part in kinds:
             models = [kinds[part]]
         elif part in (classes := {m.__name__: m for m in models}):  # a branch of a union without kinds
@@ -195,7 +211,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         allowed = sorted(m.model_fields["kind"].default for m in models if "kind" in m.model_fields)
         given = (first.get("ctx") or {}).get("tag")
-        near = get_close_matches(str(given), allowed, n=1)
+        near = get_close_matches(str(given), allowed, n=1) if given is not None else []
         hint = f"did you mean {near[0]!r}? " if near else ""
         what = f"unknown kind {given!r}" if given is not None else "no kind is given"
         return f"{field}: {what}: {hint}allowed are {', '.join(allowed)}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field, model_validator
 
@@ -10,7 +11,10 @@ from cloze.config import Config
 from cloze.corruption.replace import Replace
 from cloze.data.corpus import Data, TokenizerChoice, TrainTokenizer
 from cloze.masking import POLICIES, Masking
-from cloze.methods.mlm import MlmObjective
+from cloze.methods.build import Choices
+from cloze.methods.composite import MAIN
+from cloze.methods.objectives import MlmObjective, ObjectiveChoice
+from cloze.methods.visibility import AllVisible, VisibilityChoice
 from cloze.models.build import ModelChoice, NewModel, PretrainedModelChoice
 from cloze.training.settings import Evaluation, Training
 
@@ -20,10 +24,35 @@ else:
     MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
-class AllVisible(Config):
-    """Every token sees every token of its own sample, and of no other."""
+class Variant(Config):
+    """Another method of the same run: what it does not say is the recipe's own choice."""
 
-    kind: Literal["all"] = "all"
+    masking: MaskingChoice | None = None
+    corruption: Replace | None = None
+    visibility: VisibilityChoice | None = None
+    objective: ObjectiveChoice | None = None
+
+
+class Stage(Config):
+    """A part of the run with its own method.
+
+    Attributes:
+        share: share of the run's steps; the shares of all stages add up to 1.
+        use: what is trained: `main` (the recipe's own four choices), one of its `variants`, or a mixture such
+            as `{causal: 1, main: 15}`, whose numbers are shares of the rows, hence of the tokens.
+    """
+
+    share: float = Field(1.0, gt=0.0, le=1.0)
+    use: str | dict[str, Annotated[float, Field(gt=0.0)]] = MAIN
+
+    def shares(self) -> dict[str, float]:
+        """{name: share of the rows} of what is trained, adding up to 1."""
+        parts = {self.use: 1.0} if isinstance(self.use, str) else self.use
+        total = sum(parts.values())
+        return {name: part / total for name, part in parts.items()}
+
+
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 
 
 class Recipe(Config):
@@ -38,8 +67,10 @@ class Recipe(Config):
     model: ModelChoice = NewModel()
     masking: MaskingChoice
     corruption: Replace = Replace()
-    visibility: AllVisible = AllVisible()
-    objective: MlmObjective = MlmObjective()
+    visibility: VisibilityChoice = AllVisible()
+    objective: ObjectiveChoice = MlmObjective()
+    variants: dict[VariantName, Variant] = Field(default_factory=dict)
+    stages: tuple[Stage, ...] = (Stage(),)
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
 
@@ -55,14 +86,80 @@ class Recipe(Config):
             raise ValueError("masking.kind=auto decides by measured terms: leave evaluation.variance true")
         return self
 
-    def choices(self) -> dict[str, str]:
-        """The four choices, a few words each."""
-        rate = self.masking.rate
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        for name, choices in self.methods().items():
+            at = "" if name == MAIN else f"variants.{name}."
+            if choices.masking.kind == "none" and not choices.objective.everywhere:
+                raise ValueError(
+                    f"{at}masking.kind=none hides nothing, and {at}objective predicts hidden tokens: choose "
+                    "another masking.kind, or objective={kind: next_token}"
+                )
+            if choices.objective.everywhere and choices.visibility.kind == "all":
+                raise ValueError(
+                    f"{at}objective predicts every next token, which {at}visibility.kind=all shows: use "
+                    "visibility.kind=causal or prefix, or objective.targets=hidden"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _used(self) -> Recipe:
+        known = [MAIN, *self.variants]
+        if MAIN in self.variants:
+            raise ValueError(f"variants: {MAIN!r} is the name of the recipe's own choices, take another")
+        total = sum(stage.share for stage in self.stages)
+        if not self.stages or abs(total - 1.0) > 1e-6:
+            raise ValueError(f"the shares of stages must add up to 1, not {total:g}")
+        rows = min(phase.rows for phase in self.training.phases)
+        for number, stage in enumerate(self.stages):
+            if not stage.use:
+                raise ValueError(f"stages.{number}.use is empty: known are {', '.join(known)}")
+            for name, share in stage.shares().items():
+                if name not in known:
+                    near = get_close_matches(name, known, n=1)
+                    hint = f"did you mean {near[0]!r}? " if near else ""
+                    raise ValueError(
+                        f"stages.{number}.use: there is no variant {name!r}: {hint}known are "
+                        f"{', '.join(known)}"
+                    )
+                if rows * share < 1.0 - 1e-9:
+                    raise ValueError(
+                        f"stages.{number}.use: of the {rows} rows in a step {name!r} would not get one (its "
+                        f"share is {share:.3g}): use more rows in training.phases"
+                    )
+        for name in self.variants:
+            if not any(name in stage.shares() for stage in self.stages):
+                raise ValueError(f"variants.{name} is in no stage: name it in stages, or leave it out")
+        return self
+
+    def methods(self) -> dict[str, Choices]:
+        """{name: four choices}: its own, named "main", and the variants'."""
+        own = Choices(self.masking, self.corruption, self.visibility, self.objective)
+        found = {MAIN: own}
+        for name, variant in self.variants.items():
+            found[name] = Choices(
+                variant.masking or own.masking,
+                variant.corruption or own.corruption,
+                variant.visibility or own.visibility,
+                variant.objective or own.objective,
+            )
+        return found
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether all of its policies are."""
+        return all(choices.masking.unbiased for choices in self.methods().values())
+
+    def choices(self, name: str = MAIN) -> dict[str, str]:
+        """The four choices, of the recipe or of one of its variants, a few words each."""
+        found = self.methods()[name]
+        rate = found.masking.rate
         ends = (rate, rate) if isinstance(rate, float) else (rate.start, rate.end)
-        percent = " to ".join(dict.fromkeys(f"{self.masking.real(end):.0%}" for end in ends))
+        percent = "→".join(dict.fromkeys(f"{found.masking.real(end):.0%}" for end in ends))
+        nothing = found.masking.kind == "none"
         return {
-            "masking": f"{self.masking.summary}, {percent}",
-            "corruption": self.corruption.describe(),
-            "visibility": self.visibility.kind,
-            "objective": self.objective.kind,
+            "masking": found.masking.summary + ("" if nothing else f", {percent}"),
+            "corruption": "none" if nothing else found.corruption.describe(),
+            "visibility": found.visibility.kind,
+            "objective": found.objective.kind,
         }

@@ -6,6 +6,7 @@ from html import escape
 import numpy as np
 
 from cloze.report.markup import compact, duration, percent, ratio
+from cloze.report.measured import measured
 from cloze.report.plots import comparable
 from cloze.report.reading import Run, finite
 
@@ -41,14 +42,10 @@ def warnings(run: Run) -> str:
     return "".join(f'<p class="warning">{escape(line)}</p>' for line in lines)
 
 
-def heldout_rate(run: Run) -> str:
-    """The share of tokens that held-out masks hide."""
-    return f"{run.number('heldout_rate') or 0.15:.0%}"
-
-
 def tiles(run: Run) -> str:
     """The headline numbers: first what was learnt, then what it cost."""
     loss, unigram, accuracy = _quality(run)
+    what = measured(run)
     tokens, seconds, speed, parameters = (
         run.number(key) for key in ("tokens_seen", "seconds", "tokens_per_second", "parameters")
     )
@@ -56,16 +53,10 @@ def tiles(run: Run) -> str:
     if loss is not None:
         learnt.append(_tile("held-out loss", f"{loss:.2f}", "nats", _against_unigram(loss, unigram)))
     if accuracy is not None:
-        learnt.append(
-            _tile(
-                "masked accuracy",
-                percent(accuracy),
-                "",
-                f"first guess right, uniform {heldout_rate(run)} masks",
-            )
-        )
+        below = "first guess right" + (f", {what.masks}" if what.masks else "")
+        learnt.append(_tile(what.accuracy, percent(accuracy), "", below))
     if loss is not None:
-        learnt.append(_tile("perplexity", _exp(loss), "", "exp(loss), per hidden token"))
+        learnt.append(_tile("perplexity", _exp(loss), "", f"exp(loss), per {what.one}"))
     if tokens is not None:
         passes = finite(run.part("data").get("passes"))
         below = "" if passes is None else f"{passes:.2g} passes over the text"
@@ -87,18 +78,19 @@ def interpretation(run: Run) -> str:
     loss, unigram, accuracy = _quality(run)
     if loss is None:
         return "<p>There is no held-out evaluation yet, so there is nothing to interpret.</p>"
+    what = measured(run)
     sentences = []
     if unigram is not None and loss < unigram:
         times = ratio(math.exp(min(unigram - loss, 50.0)))
         sentences.append(
-            f"On text it was not trained on, the encoder gives a hidden token on (geometric) average "
+            f"On text it was not trained on, the model gives a {what.one} on (geometric) average "
             f"{times} times the probability that the token's frequency alone would give it: "
             f"{unigram - loss:.2f} nats less loss than the unigram baseline."
         )
     elif unigram is not None:
         sentences.append(
-            f"The encoder does not beat the unigram baseline ({unigram:.2f} nats) yet: knowing only how "
-            "often each token occurs would predict hidden tokens at least as well."
+            f"The model does not beat the unigram baseline ({unigram:.2f} nats) yet: knowing only how "
+            f"often each token occurs would predict a {what.one} at least as well."
         )
     if accuracy is not None:
         predicted = finite(run.part("data").get("heldout_tokens_predicted"))
@@ -107,12 +99,14 @@ def interpretation(run: Run) -> str:
             error = 1.96 * math.sqrt(max(0.0, accuracy * (1 - accuracy)) / predicted)
             size = f" (±\u00a0{100 * error:.1f} points of sampling error on {compact(predicted)} tokens)"
         sentences.append(
-            f"The model's first guess is the true token in {percent(accuracy)} of the blanks{size}."
+            f"The model's first guess is the true token in {percent(accuracy)} of the cases{size}."
         )
     sentences += _course(run)
+    if what.masks:
+        sentences.append(f"This is measured with {what.masks}, which are the same at every evaluation.")
+    else:
+        sentences.append("Nothing of the text is hidden for this measurement.")
     sentences.append(
-        f"Masks for this measurement hide a uniform {heldout_rate(run)} of the tokens and are the same at "
-        "every evaluation. "
         "Compare these numbers only with runs on the same held-out text and tokenizer. This is one run with "
         "one seed: a small difference from another may be chance, and no number here says how the encoder "
         "will do once it is fine-tuned."
@@ -126,14 +120,17 @@ def training_note(run: Run) -> str:
     if not len(losses):
         return ""
     rates = run.steps["rate"][np.isfinite(run.steps["rate"])]
+    what = measured(run)
+    always = f"always measured with {what.masks}" if what.masks else "measured on text with nothing hidden"
     thinned = f" Each of its points is the mean of {run.thinned_by} logged steps."
     low, high = (percent(rates.min()), percent(rates.max())) if len(rates) else ("", "")
     masked = "" if not low else f" (here {low})" if low == high else f" (here {low} to {high})"
     apart = " It is on another scale here, so it has its own plot below."
     return (
         f"Training loss depends on the masking rate{masked} and the recipe's objective, so unless both "
-        "match it cannot be compared with the held-out loss, which is always measured at "
-        f"{heldout_rate(run)}." + (thinned if run.thinned_by > 1 else "") + ("" if comparable(run) else apart)
+        f"match it cannot be compared with the held-out loss, which is {always}."
+        + (thinned if run.thinned_by > 1 else "")
+        + ("" if comparable(run) else apart)
     )
 
 

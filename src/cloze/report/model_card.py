@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from cloze.evaluation.results import Evaluation, table_rows
+from cloze.methods.composite import MAIN
 from cloze.recipes.schema import Recipe
 
 log = logging.getLogger("cloze")
@@ -25,17 +26,39 @@ _HUB_TASKS = {
     "words": "feature-extraction",
     "retrieve": "text-ranking",
 }
+_FILL = """```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="PATH_OF_THIS_FOLDER")
+```"""
+_ENCODE = """```python
+from transformers import AutoModel
+
+encoder = AutoModel.from_pretrained("PATH_OF_THIS_FOLDER")
+```"""
+_GENERATE = """Each token is predicted from those before it; a text starts with the tokenizer's `cls_token`.
+
+```python
+from transformers import pipeline
+
+generate = pipeline("text-generation", model="PATH_OF_THIS_FOLDER")
+generate(generate.tokenizer.cls_token + "The", add_special_tokens=False, max_new_tokens=20)
+```"""
 
 
 def model_card(recipe: Recipe, summary: dict[str, Any]) -> str:
     """A model card in the hub's format, from the recipe and the numbers so far."""
-    loss, unigram = summary["heldout_loss"], summary["unigram_loss"]
-    objective = "" if recipe.masking.unbiased else "This recipe changes the objective (see its card).\n\n"
-    choices = "\n".join(f"| {name} | {value} |" for name, value in recipe.choices().items())
+    loss, unigram, of = summary["heldout_loss"], summary["unigram_loss"], summary["heldout_of"]
+    how = "" if recipe.objective.everywhere else f", fixed uniform masks on {recipe.evaluation.rate:.0%}"
+    objective = "" if recipe.unbiased else "This recipe changes the objective (see its card).\n\n"
+    tables = "\n\n".join(_table(name, recipe.choices(name)) for name in recipe.methods())
+    tag, use = ("fill-mask", _FILL) if of == "masked tokens" else ("feature-extraction", _ENCODE)
+    if summary["model"]["reading"] == "causal":
+        tag, use = "text-generation", _GENERATE
     return f"""---
 library_name: transformers
-pipeline_tag: fill-mask
-tags: [masked-language-modelling, cloze]
+pipeline_tag: {tag}
+tags: [{summary["model"]["reading"]}-language-modelling, cloze]
 ---
 
 # {recipe.name}
@@ -45,20 +68,18 @@ tags: [masked-language-modelling, cloze]
 {objective}Pretrained by [cloze](https://pypi.org/project/cloze-pretrain/) with the recipe `{recipe.name}`: \
 {summary["steps"]:,} steps, {summary["tokens_seen"]:,} tokens, {summary["parameters"]:,} parameters.
 
-Held-out loss {loss:.3f} nats (fixed uniform masks on {recipe.evaluation.rate:.0%} of the tokens; a \
-unigram model has {unigram:.3f}), accuracy {summary["heldout_accuracy"]:.1%}. Such losses compare \
-only on the same text and tokenizer.
+Held-out loss {loss:.3f} nats ({of}{how}; a unigram model has {unigram:.3f}), accuracy \
+{summary["heldout_accuracy"]:.1%}. Such losses compare only on the same text and tokenizer.
 
-| choice | |
-|---|---|
-{choices}
+{tables}
 
-```python
-from transformers import pipeline
-
-fill = pipeline("fill-mask", model="PATH_OF_THIS_FOLDER")
-```
+{use}
 """
+
+
+def _table(name: str, choices: dict[str, str]) -> str:
+    rows = "\n".join(f"| {choice} | {value} |" for choice, value in choices.items())
+    return f"| {'choice' if name == MAIN else name} | |\n|---|---|\n{rows}"
 
 
 def add_results(path: Path, evaluation: Evaluation) -> None:

@@ -9,20 +9,13 @@ from pathlib import Path
 import cloze
 from cloze.report import headline, words
 from cloze.report.markup import compact, facts, figure, percent, section
+from cloze.report.measured import measured
 from cloze.report.noise import noise_table
 from cloze.report.plots import SMALL_PLOTS, comparable, loss_svg, small_svg
 from cloze.report.reading import Run, finite, read_run
 from cloze.report.scores import score_table
 
 NOTES = 100
-GLOSSARY = {
-    "held-out loss": "−log of the probability the model gives the hidden token, in nats, averaged over a "
-    "fixed uniform share of the tokens of text that is never trained on.",
-    "unigram baseline": "The same loss for a guesser that ignores the context and knows only how often each "
-    "token occurs in the training text.",
-    "masked accuracy": "The share of those hidden tokens for which the model's most probable token is the "
-    "true one.",
-}
 
 
 def write_report(folder: Path) -> Path:
@@ -55,9 +48,10 @@ def render(run: Run) -> str:
         section("Which words are learnt", learnt),
         section("Blanks, filled in", (words.filled_examples(run.samples),)),
         section("What the encoder can do", _evaluation(run)),
+        section("Beginnings, continued", (words.continuations(run.samples),)),
         section("How it was made", (_method(run), _tables(run), _recipe(run))),
         section("Notes", (_notes(run),)),
-        glossary(GLOSSARY),
+        glossary(_terms(run)),
     )
     return document(f"{name} · Cloze run report", body)
 
@@ -89,6 +83,19 @@ def _curves(run: Run) -> str:
         + (f'<p class="note">{escape(note)}</p>' if note and large else "")
         + (f'<div class="plots small">{small}</div>' if small else "")
     )
+
+
+def _terms(run: Run) -> dict[str, str]:
+    """The glossary."""
+    what = measured(run)
+    of = "a fixed uniform share of the tokens" if what.masks else "the tokens"
+    return {
+        "held-out loss": f"−log of the probability the model gives the {what.one}, in nats, averaged over "
+        f"{of} of text that is never trained on.",
+        "unigram baseline": "The same loss for a guesser that ignores the context and knows only how often "
+        "each token occurs in the training text.",
+        what.accuracy: "The share of those tokens for which the model's most probable token is the true one.",
+    }
 
 
 def _noise(run: Run) -> str:

@@ -29,12 +29,12 @@ def frequency_bands(samples: dict[str, Any]) -> str:
             f"<td>{_percent(band.get('accuracy'))}</td><td>{_count(band.get('tokens'))}</td></tr>"
         )
     return (
-        '<h3>By frequency</h3><p class="note">Loss in nats on hidden tokens, grouped by the rank of the '
+        '<h3>By frequency</h3><p class="note">Loss in nats on predicted tokens, grouped by the rank of the '
         "token in the training text (1 is the most frequent): "
         '<span class="key base"></span>knowing frequencies only (unigram), '
         '<span class="key model"></span>the model. The gap is what it has learnt from context.</p>'
         '<table class="bands"><thead><tr><th>rank</th><th class="wide">loss</th><th>accuracy</th>'
-        f"<th>hidden</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f"<th>tokens</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -51,7 +51,7 @@ def word_tables(samples: dict[str, Any]) -> str:
     counts = np.array([count for _, count, _ in scored])
     least_count = next((n for n in (20, 10, 5, 2) if (counts >= n).sum() >= 2 * TABLE_WORDS), 0)
     kept = sorted((item for item in scored if item[1] >= least_count), key=lambda item: -item[0])
-    several = f", over at least {least_count} hidden occurrences of the word" if least_count else ""
+    several = f", over at least {least_count} predicted occurrences of the word" if least_count else ""
     shown = min(TABLE_WORDS, max(1, len(kept) // 2))
     return (
         f'<p class="note">Gain = unigram loss − model loss, in nats{several}; below 0 the model does '
@@ -71,14 +71,14 @@ def _word_table(title: str, rows: list[tuple[float, float, dict[str, Any]]]) -> 
         f"<td>{_percent(entry.get('accuracy'))}</td><td>{compact(count)}</td></tr>"
         for gain, count, entry in rows
     )
-    head = "<th>word</th><th>gain</th><th>loss</th><th>accuracy</th><th>hidden</th>"
+    head = "<th>word</th><th>gain</th><th>loss</th><th>accuracy</th><th>tokens</th>"
     table = f'<table class="words"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f"<div><h3>{title}</h3>{table}</div>"
 
 
 def filled_examples(samples: dict[str, Any]) -> str:
     """Each example as prose with numbered blanks, and below it what the model guessed for each."""
-    every = records(samples, "examples")
+    every = [example for example in records(samples, "examples") if "continuation" not in example]
     articles = "".join(_example(example) for example in every[:EXAMPLES])
     if not articles:
         return ""
@@ -87,6 +87,24 @@ def filled_examples(samples: dict[str, Any]) -> str:
         '<p class="note">Held-out text. The marked tokens were hidden: <mark class="hit">solid</mark> where '
         'the first guess was right, <mark class="miss">dashed</mark> where it was not. Below, by number: '
         f"the true token, then the model's first guesses with their probabilities.{rest}</p>{articles}"
+    )
+
+
+def continuations(samples: dict[str, Any]) -> str:
+    """Each beginning with the model's continuation, and below it the text's own."""
+    articles = ""
+    for example in [e for e in records(samples, "examples") if "continuation" in e][:EXAMPLES]:
+        given = "".join(str(token.get("text", "")) for token in records(example, "tokens"))
+        made, truth = (escape(str(example.get(key, ""))) for key in ("continuation", "truth"))
+        articles += (
+            f'<article><p class="prose" dir="auto">{escape(given)}<mark class="hit">{made}</mark></p>'
+            f'<p class="note" dir="auto">The text goes on: {truth}</p></article>'
+        )
+    if not articles:
+        return ""
+    return (
+        '<p class="note">Beginnings of held-out text, and <mark class="hit">how the model goes on</mark>: '
+        f"always the most probable next token, which repeats itself soon.</p>{articles}"
     )
 
 

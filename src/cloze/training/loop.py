@@ -11,9 +11,10 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from cloze.data.loader import Loader, stream
 from cloze.errors import ClozeError
 from cloze.methods.base import Method, Work
 from cloze.models.attention import kernels_of
-from cloze.models.encoder import sparse
+from cloze.models.encoder import Encoder, sparse
+from cloze.progress import stretches
 from cloze.random import Stream, integer
 from cloze.training.optimisers import build_optimizers
 from cloze.training.precision import autocast
@@ -47,7 +49,8 @@ class StepResult:
     """What one step did.
 
     Attributes:
-        losses: {term: mean over its weight}; loss: their sum with the method's coefficients.
+        losses: {term: mean over its weight}; loss: their sum with the method's coefficients. A term for which
+            there was nothing to predict is 0.
         gradient_norm: before clipping.
         predicted: predicted tokens. tokens: tokens seen, padding not counted. Both over all processes.
         learning_rate: of this step.
@@ -75,7 +78,7 @@ class Trainer:
 
     def __init__(
         self,
-        method: Method,
+        method: Method[Any],
         loaders: list[Loader],
         settings: Training,
         state: State,
@@ -96,7 +99,7 @@ class Trainer:
         state.cursors += [0] * (len(settings.phases) - len(state.cursors))
         self.optimizers = build_optimizers(method, settings.optimizer)
         self.wrapped: nn.Module = accelerator.prepare(method) if accelerator.num_processes > 1 else method
-        self.shapes = Shapes(loaders, max(method.rate(0.0), method.rate(1.0))) if settings.compile else None
+        self.shapes = Shapes(loaders) if settings.compile else None
         if settings.compile:
             # Phases, dense rows and unlucky draws are graphs of their own; beyond torch's limit of 8 it would
             # go on without compiled code.
@@ -110,10 +113,13 @@ class Trainer:
         with self.autocast():
             half = torch.is_autocast_enabled("cuda")
             dtype = torch.get_autocast_dtype("cuda") if half else torch.float32
-        for phase in self.settings.phases:
-            found = kernels_of(self.method.export().config, "cuda", dtype, phase.length, dense=False)
+        encoder = next(m for m in self.method.modules() if isinstance(m, Encoder))
+        for phase, kind in product(self.settings.phases, sorted(self.method.sees)):
+            seen: dict[str, Any] = {"causal": kind != "all", "open": kind == "prefix"}
+            found = kernels_of(encoder.model.config, "cuda", dtype, phase.length, dense=False, **seen)
             kernels = ", ".join(f"{layers} layers {kernel}" for layers, kernel in found.items())
-            log.info("attention in packed rows of %d tokens: %s (docs/speed.md)", phase.length, kernels)
+            name = f"{'' if kind == 'all' else kind + ' '}attention"
+            log.info("%s in packed rows of %d tokens: %s (docs/speed.md)", name, phase.length, kernels)
 
     def phase_at(self, step: int) -> int:
         """Which phase a step lies in."""
@@ -172,11 +178,12 @@ class Trainer:
         works = [method.prepare(b.to(device).repeat(copies), progress) for b in batches]
         if self.shapes is not None:
             works = [self.shapes.pad(work, copies) for work in works]
-        weights = self._total([method.weights(w) for w in works])
-        sums, feedback = self._backward(works, weights)
+        factors = method.coefficients(progress)
+        weights = self._total([method.weights(w) for w in works], factors)
+        sums, feedback = self._backward(works, weights, factors)
         norm = nn.utils.clip_grad_norm_(method.parameters(), self.settings.clip)
         losses = {term: (sums[term] / weights[term]).item() for term in sums}
-        loss = sum(method.coefficients[term] * value for term, value in losses.items())
+        loss = sum(factors[term] * value for term, value in losses.items())
         if not (math.isfinite(loss) and math.isfinite(norm.item())):
             self._clear()
             raise Diverged(self._where(loss, norm.item(), works))
@@ -188,8 +195,8 @@ class Trainer:
 
         counts = torch.stack(
             [
-                sum(((w.token_weights > 0).sum() for w in works), torch.zeros((), dtype=torch.int64)),
-                sum(((w.batch.segments >= 0).sum() for w in works), torch.zeros((), dtype=torch.int64)),
+                sum((w.predicted for w in works), torch.zeros((), dtype=torch.int64)),
+                sum((w.tokens for w in works), torch.zeros((), dtype=torch.int64)),
             ]
         )
         predicted, tokens = self._reduce(counts.to(self.accelerator.device)).tolist()
@@ -198,31 +205,33 @@ class Trainer:
         return StepResult(losses, loss, norm.item(), predicted, tokens, rate)
 
     def _backward(
-        self, works: list[Work], weights: dict[str, Tensor]
+        self, works: list[Work], weights: dict[str, Tensor], factors: dict[str, float]
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Gradients of Σ_term coefficient · sum / weight; the sums over all processes."""
-        totals: dict[str, Tensor] = {}
+        """Gradients of Σ_term factor · sum / weight; the sums over all processes."""
+        none = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        totals = dict.fromkeys(factors, none)
         feedback = []
         for i, work in enumerate(works):
             last = i == len(works) - 1
             with self._no_sync(last), self.autocast(), sparse(self.method):
                 outcome = self.wrapped(work)
-                objective = sum(
-                    self.method.coefficients[term] * value / weights[term]
-                    for term, value in outcome.sums.items()
-                )
+                objective = sum(factors[term] * value / weights[term] for term, value in outcome.sums.items())
             assert isinstance(objective, Tensor)
             with self._no_sync(last):
                 # DDP averages gradients over processes; the sums are to be added up.
                 (objective * self.accelerator.num_processes).float().backward()
             feedback.append(outcome.feedback)
             for term, value in outcome.sums.items():
-                totals[term] = totals.get(term, 0.0) + value.detach().double()
+                totals[term] = totals[term] + value.detach().double()
         return {term: self._reduce(value) for term, value in totals.items()}, feedback
 
-    def _total(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _total(self, parts: list[dict[str, Tensor]], terms: Iterable[str]) -> dict[str, Tensor]:
         """Global weight of each term; a term without any weight is divided by 1, for it sums to 0."""
-        totals = {term: self._reduce(torch.stack([p[term] for p in parts]).sum()) for term in parts[0]}
+        none = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        totals = {}
+        for term in terms:
+            own = [part[term] for part in parts if term in part]
+            totals[term] = self._reduce(torch.stack(own).sum() if own else none)
         return {term: torch.where(value > 0, value, torch.ones_like(value)) for term, value in totals.items()}
 
     def _reduce(self, value: Tensor) -> Tensor:
@@ -249,33 +258,36 @@ class Trainer:
             "training.optimizer.learning_rate, or look at those texts"
         )
 
-    def calibrate(self, steps: int = 6, warm: int = 2) -> list[float]:
-        """Seconds per step of each phase, measured on real batches with a learning rate of 0.
+    def calibrate(self, steps: int = 6, warm: int = 2) -> float:
+        """Seconds per step, the mean over the run, measured on real batches with a learning rate of 0.
 
-        As in the middle of the run, where masking rates that move have their mean. The mean of the faster
-        half: a machine that is busy for a moment must not shorten a whole run.
-        Parameters and state are as before; optimisers start anew.
+        Measured in the middle of each stretch in which phase and method stay the same. There it is the mean
+        of the faster half: a machine that is busy for a moment must not shorten a whole run. Parameters and
+        state are as before; optimisers start anew.
         """
-        found = []
+        mean = 0.0
         state, settings = self.state, self.settings
-        kept = State(step=1, steps=2, cursors=list(state.cursors))
+        kept = State(steps=10**6, cursors=list(state.cursors))
         self.state = kept
         self.settings = settings.model_copy(
             update={"optimizer": settings.optimizer.model_copy(update={"learning_rate": 0.0})}
         )
-        for index, phase in enumerate(settings.phases):
+        for start, end in stretches([phase.share for phase in settings.phases], self.method.stages):
             times = []
+            kept.step = middle = round((start + end) / 2 * kept.steps)
+            index = self.phase_at(middle)
+            phase = settings.phases[index]
             places = self._places(phase, 0, steps + warm)
             batches = stream(self.loaders[index], places, settings.workers)
             for _ in range(steps + warm):
-                start = time.perf_counter()
+                before = time.perf_counter()
                 self.step([next(batches) for _ in range(len(places) // (steps + warm))], observe=False)
-                times.append(time.perf_counter() - start)
-                kept.step = 1
-            found.append(statistics.mean(sorted(times[warm:])[: steps // 2]))
+                times.append(time.perf_counter() - before)
+                kept.step = middle
+            mean += (end - start) * statistics.mean(sorted(times[warm:])[: steps // 2])
         self.state, self.settings = state, settings
         self.optimizers = build_optimizers(self.method, settings.optimizer)
-        return found
+        return mean
 
 
 def _some(values: list[str], most: int = 8) -> str:

@@ -7,23 +7,19 @@ the next size: one more graph is compiled, and nothing is dropped.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from cloze.data.loader import Loader
-from cloze.methods.base import Work
+from cloze.methods.base import TokenWork, Work
+from cloze.methods.composite import Mixed
 
 
 class Shapes:
-    """Sizes of the work of a run.
+    """Sizes of the work of a run; `loaders`: of its phases."""
 
-    Args:
-        loaders: of the phases.
-        rate: the highest share of the tokens that is masked in the run.
-    """
-
-    def __init__(self, loaders: list[Loader], rate: float):
-        self.rate = rate
+    def __init__(self, loaders: list[Loader]):
         self.samples = {loader.layout.length: samples_per_row(loader) for loader in loaders}
         # A few rows may be dense by chance, which would be one more graph: all of a phase, or none.
         self.dense = {
@@ -31,9 +27,9 @@ class Shapes:
             for loader in loaders
         }
 
-    def slots(self, tokens: int) -> int:
-        """Usual number of predicted slots for so many tokens, padding counted: a tenth more than the rate."""
-        return -(-math.ceil(1.1 * self.rate * tokens) // 128) * 128
+    def slots(self, tokens: int, density: float) -> int:
+        """Usual number of predicted slots for so many tokens, padding counted: a tenth more than expected."""
+        return -(-math.ceil(min(1.1 * density, 1.0) * tokens) // 128) * 128
 
     def runs(self, rows: int, length: int, copies: int) -> int:
         """Usual number of runs of equal segments: samples, four deviations more, and padding in every row."""
@@ -42,11 +38,14 @@ class Shapes:
         return -(-math.ceil(rows * (mean + 1.0) + chance) // 64) * 64
 
     def pad(self, work: Work, copies: int) -> Work:
-        """The work in its static sizes."""
+        """The work in its static sizes; each part of a mixture in its own."""
+        if isinstance(work, Mixed):
+            return replace(work, parts={name: self.pad(part, copies) for name, part in work.parts.items()})
+        assert isinstance(work, TokenWork)
         rows, length = work.batch.ids.shape
         needed = max(view.runs or view.segments.numel() for view in work.views)
         return work.padded(
-            capacity(work.places.numel(), self.slots(rows * length)),
+            capacity(work.places.numel(), self.slots(rows * length, work.density)),
             capacity(needed, self.runs(rows, length, copies)),
             self.dense[length],
         )

@@ -202,6 +202,8 @@ def _resolve(policy: Any, counts: Tensor | None, seed: int) -> Any:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise ClozeError(f"masking.{field}: {first['msg']} (got {first['input']!r})") from error
+    if policy.rate == 0.0:
+        raise ClozeError(f"{_name(policy)} hides nothing, and this collator makes labels of hidden tokens")
     if counts is not None:
         policy = policy.build(Networks(_no_model, 1, counts.double(), seed))
     if getattr(policy, "learned", False):

@@ -1,4 +1,4 @@
-"""Masked language modelling: sums with known weights, equal however the batch is cut."""
+"""Token prediction: sums with known weights, equal however the batch is cut."""
 
 import copy
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from helpers import SIZE, make_samples, pack, rows_of, tiny_model, vocabulary, widest
 from torch import Tensor
 
-from cloze.corruption.replace import Replace
 from cloze.data.batch import Batch
 from cloze.masking.auto import Auto
 from cloze.masking.base import Evidence, Masking
@@ -24,16 +23,16 @@ from cloze.masking.stratified import Stratified
 from cloze.masking.uniform import Uniform
 from cloze.masking.words import Words
 from cloze.methods.base import select
-from cloze.methods.build import build_method
-from cloze.methods.mlm import Mlm, MlmObjective
+from cloze.methods.build import Choices, build_method
+from cloze.methods.token_prediction import TokenPrediction
 from cloze.models.encoder import isolate
 
-SHARES = Replace()
 
-
-def method(masking: Masking | None = None, family: str = "bert", dtype: torch.dtype = torch.float64) -> Mlm:
+def method(
+    masking: Masking | None = None, family: str = "bert", dtype: torch.dtype = torch.float64
+) -> TokenPrediction:
     encoder = isolate(tiny_model(family).to(dtype))
-    return Mlm(encoder, masking or Uniform(), SHARES, vocabulary(), seed=7)
+    return build_method(Choices(masking or Uniform()), encoder, vocabulary(), seed=7)
 
 
 def whole() -> Batch:
@@ -42,7 +41,7 @@ def whole() -> Batch:
     return pack([*(make_samples(s, seed) for seed, s in enumerate(sizes, start=1)), []], length=64)
 
 
-def gradient(m: Mlm, batches: Sequence[Batch], local: bool = False) -> dict[str, Tensor]:
+def gradient(m: TokenPrediction, batches: Sequence[Batch], local: bool = False) -> dict[str, Tensor]:
     """As the training loop does it; `local`: the mistake of normalising each micro-batch by itself."""
     m.zero_grad()
     works = [m.prepare(b, 0.0) for b in batches]
@@ -120,7 +119,7 @@ def test_weights_are_known_before_the_forward_pass() -> None:
     m.encoder.forward = None  # type: ignore[method-assign,assignment]
     # Σ max(0.3 n, 1) over the samples, whatever was drawn.
     assert float(m.weights(work)["mlm"]) == pytest.approx(18 + 1 + 1 + 1 + 6 + 6 + 3.6 + 1 + 17.4)
-    assert m.weights(work).keys() == m.coefficients.keys()
+    assert m.weights(work).keys() == m.coefficients(0.0).keys()
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -170,8 +169,7 @@ def test_the_method_owns_its_network_and_exports_it() -> None:
     assert m.export() is m.encoder.model
     assert {id(p) for p in m.parameters()} == {id(p) for p in m.export().parameters()}
     assert m.learned_state() == {}
-    made = build_method(MlmObjective(), Words(), SHARES, m.encoder, vocabulary(), torch.ones(96), 3)
-    assert isinstance(made, Mlm)
+    made = build_method(Choices(Words()), m.encoder, vocabulary(), seed=3)
     assert (made.masking, made.seed) == (Words(), 3)
 
 
@@ -209,15 +207,13 @@ def test_spare_slots_change_neither_loss_nor_gradient() -> None:
 # -- policies that learn ----------------------------------------------------------------------------------
 
 
-def learner(masking: Masking | None = None, family: str = "bert") -> Mlm:
+def learner(masking: Masking | None = None, family: str = "bert") -> TokenPrediction:
     encoder = isolate(tiny_model(family))
     policy = masking or MapNet(power=1.0)
-    made = build_method(MlmObjective(), policy, SHARES, encoder, vocabulary(), torch.ones(SIZE), 3)
-    assert isinstance(made, Mlm)
-    return made.train()
+    return build_method(Choices(policy), encoder, vocabulary(), torch.ones(SIZE), 3).train()
 
 
-def step(m: Mlm, batch: Batch) -> list[dict[str, Tensor]]:
+def step(m: TokenPrediction, batch: Batch) -> list[dict[str, Tensor]]:
     """Forward and backward of one batch; the feedback."""
     m.zero_grad()
     work = m.prepare(batch, 0.0)

@@ -1,0 +1,117 @@
+"""What a model does with held-out text: blanks that it fills, or beginnings that it goes on with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from cloze.corruption.view import View
+from cloze.data.batch import Batch
+from cloze.evaluation.heldout import SEED, HeldOutSet
+from cloze.masking.plan import MaskPlan
+from cloze.methods.base import Method
+from cloze.methods.token_prediction import TokenPrediction
+
+NUMBER = 6
+SHOWN = 60  # tokens of a sample with blanks
+PROMPT, CONTINUATION = 24, 24  # tokens
+
+
+@torch.no_grad()
+def examples(
+    held_out: HeldOutSet, method: Method[Any], tokenizer: PreTrainedTokenizerFast
+) -> list[dict[str, Any]]:
+    """Some held-out samples as a method reads them; empty for methods that predict no tokens of the text.
+
+    Blanks: `tokens`, those that were hidden with the model's guesses. Continuations: `tokens` that it was
+    given, the greedy `continuation` and the text's own, `truth`.
+    """
+    if not isinstance(method, TokenPrediction):
+        return []
+    training = method.training
+    method.eval()
+    batch, plan = next(held_out.items())
+    if method.everywhere:
+        found = _continued(batch, method, tokenizer)
+    else:
+        found = _filled(batch, plan, method, tokenizer)
+    method.train(training)
+    return found
+
+
+def _filled(
+    batch: Batch, plan: MaskPlan, method: TokenPrediction, tokenizer: PreTrainedTokenizerFast
+) -> list[dict[str, Any]]:
+    """The beginnings of some samples, with the model's guesses at the hidden tokens."""
+    layer = method.encoder.vocabulary
+    device = layer.weight.device
+    work = method.examine(batch, plan, SEED)
+    chosen = _spread(batch.samples)
+    segment, index = batch.segments.flatten(), batch.index.flatten()
+    wanted = torch.isin(segment[work.targets], torch.tensor(chosen)) & (index[work.targets] < SHOWN)
+    features = method.encoder(work.views[0].to(device), work.places[wanted].to(device)).features
+    logits = torch.nn.functional.linear(features, layer.weight, layer.bias).float()
+    top = logits.softmax(-1).topk(5)
+    ids = batch.ids.flatten().tolist()
+    rows = zip(work.targets[wanted].tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    guesses = {
+        place: [
+            {"text": tokenizer.decode([i]), "p": round(p, 4), "right": i == ids[place]}
+            for i, p in zip(top_ids, ps, strict=True)
+        ]
+        for place, top_ids, ps in rows
+    }
+    found = []
+    for sample in chosen:
+        inside = ((segment == sample) & (index >= 0) & (index < SHOWN)).nonzero()
+        tokens = []
+        for place in inside.flatten().tolist():
+            token: dict[str, Any] = {"text": tokenizer.decode([ids[place]])}
+            if place in guesses:
+                token |= {"masked": True, "guesses": guesses[place]}
+            tokens.append(token)
+        if tokens:
+            found.append({"tokens": tokens})
+    return found
+
+
+def _continued(
+    batch: Batch, method: TokenPrediction, tokenizer: PreTrainedTokenizerFast
+) -> list[dict[str, Any]]:
+    """The beginnings of some samples, the model's greedy continuations, and how the text goes on."""
+    sizes = torch.bincount(batch.segments[batch.segments >= 0], minlength=batch.samples)
+    long = (sizes > PROMPT + CONTINUATION).nonzero().flatten().tolist()
+    found = []
+    for number in [long[i] for i in _spread(len(long))]:
+        ids = batch.ids[batch.segments == number]
+        prompt, truth = ids[:PROMPT], ids[PROMPT : PROMPT + CONTINUATION]
+        texts = {"continuation": greedy(method, prompt), "truth": truth}
+        given = [i for i in prompt.tolist() if i not in tokenizer.all_special_ids]
+        found.append(
+            {"tokens": [{"text": tokenizer.decode([i])} for i in given]}
+            | {name: tokenizer.decode(x, skip_special_tokens=True) for name, x in texts.items()}
+        )
+    return found
+
+
+def greedy(method: TokenPrediction, prompt: Tensor, count: int = CONTINUATION) -> Tensor:
+    """The `count` most probable next tokens after `prompt` [n], one after the other: [count] int64."""
+    layer = method.encoder.vocabulary
+    ids = prompt.to(layer.weight.device)
+    for _ in range(count):
+        place = torch.arange(ids.numel(), device=ids.device)[None]
+        open = place < prompt.numel() if method.visibility.kind == "prefix" else None
+        view = View(ids[None], torch.zeros_like(place), place, place, causal=True, dense=True, open=open)
+        features = method.encoder(view, place[0, -1:]).features
+        logits = torch.nn.functional.linear(features, layer.weight, layer.bias)
+        ids = torch.cat([ids, logits.argmax(1)])
+    return ids[prompt.numel() :].cpu()
+
+
+def _spread(count: int) -> list[int]:
+    """Up to `NUMBER` of the numbers 0 … count - 1, evenly."""
+    return np.unique(np.linspace(0, count - 1, min(NUMBER, count)).astype(int)).tolist() if count else []

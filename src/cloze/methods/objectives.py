@@ -1,0 +1,78 @@
+"""What is predicted: hidden tokens at their own place, or each token from the one before it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cloze.config import Config
+from cloze.corruption.view import View
+from cloze.data.batch import Batch
+from cloze.masking.plan import MaskPlan
+
+
+class MlmObjective(Config):
+    """The hidden tokens are predicted, each at its own place, by cross entropy weighted with p/π."""
+
+    kind: Literal["mlm"] = "mlm"
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether tokens are predicted that are not hidden."""
+        return False
+
+    @property
+    def shift(self) -> int:
+        """How many places before a token the output lies that predicts it."""
+        return 0
+
+    def predicted(self, plan: MaskPlan, batch: Batch, view: View) -> MaskPlan:
+        """The plan with what this objective predicts."""
+        return plan
+
+
+class NextTokenObjective(Config):
+    """Each token is predicted from the output at the token before it in its sample.
+
+    Under causal visibility that is language modelling (`targets: all`). Where every token is visible only
+    hidden tokens can be predicted (`targets: hidden`: masked next-token prediction, 2410.24159, §2). Specials
+    are never predicted, nor is the first token of a sample that begins with no special; in a visible prefix
+    (`visibility: prefix`) nothing is.
+    """
+
+    kind: Literal["next_token"] = "next_token"
+    targets: Literal["all", "hidden"] = Field("all", description="which tokens are predicted")
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether tokens are predicted that are not hidden."""
+        return self.targets == "all"
+
+    @property
+    def shift(self) -> int:
+        """How many places before a token the output lies that predicts it."""
+        return 1
+
+    def predicted(self, plan: MaskPlan, batch: Batch, view: View) -> MaskPlan:
+        """The plan with what this objective predicts."""
+        able = batch.maskable & follows(batch.segments)
+        if view.open is not None:
+            able = able & ~view.open
+        if self.everywhere:
+            certain = able.to(torch.float32)
+            return MaskPlan(plan.hidden, able, certain, certain)
+        reference = torch.where(able, plan.reference, 0.0)
+        return MaskPlan(plan.hidden, plan.predicted & able, plan.inclusion, reference)
+
+
+ObjectiveChoice = Annotated[MlmObjective | NextTokenObjective, Field(discriminator="kind")]
+
+
+def follows(segments: Tensor) -> Tensor:
+    """[rows, length] bool: the place to the left belongs to the same sample."""
+    same = torch.zeros_like(segments, dtype=torch.bool)
+    same[:, 1:] = segments[:, 1:] == segments[:, :-1]
+    return same

@@ -586,6 +586,18 @@ def test_changed_text_is_noticed(train: Train, corpus: Path, tmp_path: Path) -> 
     assert run.summary["steps"] == 9
 
 
+def test_the_same_text_written_anew_is_no_change(
+    train: Train, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another machine: files have other times there, and nothing is in the cache."""
+    text = tmp_path / "text.txt"
+    shutil.copy(corpus, text)
+    train(tmp_path / "run", data=text)
+    os.utime(text, ns=(0, 0))
+    monkeypatch.setenv("CLOZE_CACHE", str(tmp_path / "elsewhere"))
+    assert train(tmp_path / "run", data=text, budget="8steps", resume=True).summary["steps"] == 8
+
+
 def test_a_resume_that_fails_leaves_the_recipe(train: Train, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(tmp_path / "run", listeners=[Stop(2)])

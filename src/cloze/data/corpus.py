@@ -163,7 +163,7 @@ class Corpus:
 
     def digests(self) -> dict[str, str]:
         """Digests of the tokenizer, and of the text with its split: equal ones are the same."""
-        stores = [store.fingerprint for store in (*self.stores, *self.held_out)]
+        stores = [store.content for store in (*self.stores, *self.held_out)]
         contents = {"tokenizer": identity(self.tokenizer), "text": [stores, self.limits]}
         return {
             name: hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()

@@ -72,7 +72,7 @@ def prepare(
     done = _run(iter(numbering), (backend, dtype), out, workers or _cores(), progress)
     parts: list[dict[str, Any]] = [
         {"file": _name(number), "records": c.records, "tokens": c.tokens, "chars": c.chars}
-        | {"bytes": (out / _name(number)).stat().st_size}
+        | {"bytes": (out / _name(number)).stat().st_size, "digest": c.digest}
         for number, c in sorted(done.items())
     ]
     totals = {name: sum(part[name] for part in parts) for name in ("records", "tokens", "chars")}

@@ -57,7 +57,9 @@ class Store:
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
         """Take an index that has been read and checked; use `Store.open` instead."""
         self.folder = folder
-        self.fingerprint: str = index["fingerprint"]
+        digests = [part.get("digest") for part in index["parts"]]
+        # Of what is in it, wherever the files lay that it was made of; stores of an earlier version lack it.
+        self.content = digests if all(digests) else index["fingerprint"]
         self.key: str = index["key"]  # of the text, the tokenizer and the format together
         self.vocabulary: int = index["vocabulary"]
         self.totals: dict[str, int] = index["totals"]

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,11 +35,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class PartCounts:
-    """What one part holds: records, tokens, and characters of text read."""
+    """What one part holds: records, tokens, characters of text read, and a digest of the tokens and sections.
+
+    Parts that an earlier version wrote have no digest.
+    """
 
     records: int
     tokens: int
     chars: int
+    digest: str = ""
 
 
 @dataclass
@@ -65,7 +70,7 @@ class PartWriter:
         columns, counts = self._columns(records)
         batch = pa.RecordBatch.from_pydict(columns)
         batch = batch.replace_schema_metadata(
-            {"cloze": json.dumps([counts.records, counts.tokens, counts.chars])}
+            {"cloze": json.dumps([counts.records, counts.tokens, counts.chars, counts.digest])}
         )
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as file:
@@ -108,7 +113,11 @@ class PartWriter:
             "document": pa.array([records[index].document for index in kept], pa.int64()),
             "meta": pa.array([records[index].meta for index in kept], pa.string()),
         }
-        return columns, PartCounts(len(kept), len(ids), sum(len(record.text) for record in records))
+        digest = blake2b(digest_size=16)
+        for array in (ids, flags, ends, np.array(hashes, np.uint64)):
+            digest.update(np.ascontiguousarray(array))
+        characters = sum(len(record.text) for record in records)
+        return columns, PartCounts(len(kept), len(ids), characters, digest.hexdigest())
 
     def _encode(self, paragraphs: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token ids and flags of all paragraphs end to end, and the paragraphs' bounds in them."""

@@ -115,7 +115,7 @@ class PartWriter:
         }
         digest = blake2b(digest_size=16)
         for array in (ids, flags, ends, np.array(hashes, np.uint64)):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).tobytes())
         characters = sum(len(record.text) for record in records)
         return columns, PartCounts(len(kept), len(ids), characters, digest.hexdigest())
 

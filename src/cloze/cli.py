@@ -288,6 +288,9 @@ def evaluate(
     ] = None,
     probe: ProbeOption = False,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning; default: by size.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of fine-tuning, in place of the search for it.")
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html; default: the run's.")
@@ -316,6 +319,7 @@ def evaluate(
             columns=_split(columns),
             probe=probe,
             epochs=epochs,
+            learning_rate=learning_rate,
             length=length,
             out=out,
             meter=meter,

@@ -73,6 +73,21 @@ def test_classes_are_learnt_and_each_seed_counts(
     assert sum(looked) == 2, "the reported split is looked at once for each seed"
 
 
+def test_a_learning_rate_that_is_given_is_not_searched(
+    encoder: Path, topics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    real = Tuner.train
+
+    def spy(self: Tuner, fit: Part, choice: Part, rate: float, seed: int) -> tuple[float, Tuned]:
+        rates.append(rate)
+        return real(self, fit, choice, rate, seed)
+
+    monkeypatch.setattr(Tuner, "train", spy)
+    evaluate(encoder, "classify", topics, seeds=1, epochs=1, learning_rate=0.002)
+    assert rates == [0.002]
+
+
 def test_shuffled_labels_are_not_learnt(encoder: Path, tmp_path: Path) -> None:
     write(tmp_path, "train.jsonl", shuffled(records(topic, 240, 0), "label"))
     write(tmp_path, "test.jsonl", records(topic, 100, 1))
@@ -392,6 +407,7 @@ Files = dict[str, list[Record] | str]
         ),
         ({"train.jsonl": ROWS, "test.jsonl": ROWS}, {"length": 512}, "takes from 8 to 322"),
         ({"train.jsonl": ROWS, "test.jsonl": ROWS}, {"epochs": 0}, "--epochs 0: at least 1 is needed"),
+        ({"train.jsonl": ROWS, "test.jsonl": ROWS}, {"learning_rate": 3.0}, "--learning-rate 3: give one"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

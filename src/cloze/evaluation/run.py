@@ -21,7 +21,15 @@ from cloze.training.state import writable_folder, write_json
 
 log = logging.getLogger("cloze")
 
-SETTINGS = ("data", "seeds", "columns", "probe", "epochs", "length")  # of `Options`, that are written down
+SETTINGS = (
+    "data",
+    "seeds",
+    "columns",
+    "probe",
+    "epochs",
+    "learning_rate",
+    "length",
+)  # of `Options`, that are written down
 
 
 def evaluate(
@@ -34,6 +42,7 @@ def evaluate(
     columns: Sequence[str] = (),
     probe: bool = False,
     epochs: int | None = None,
+    learning_rate: float | None = None,
     length: int | None = None,
     out: str | Path | None = None,
     meter: Meter | None = None,
@@ -44,7 +53,7 @@ def evaluate(
         model: a run, a model folder or a hub id.
         suites: names of suites (`cloze.evaluation.suites.SUITES`).
         data: where their data is: a path for all, or a path for each suite by its name.
-        seeds, tasks, columns, probe, epochs, length: see `Options`.
+        seeds, tasks, columns, probe, epochs, learning_rate, length: see `Options`.
         out: folder for evaluation.json and evaluation.html; by default the run's, whose report and model card
             then have the results too, and none for other models. What was evaluated there before is kept. A
             suite that is done is written before the next one begins.
@@ -71,7 +80,13 @@ def evaluate(
         own = run is not None and folder.resolve() == run.resolve()
         kept = _earlier(folder, found, own)
     options = Options(
-        seeds=seeds, tasks=tuple(tasks), columns=tuple(columns), probe=probe, epochs=epochs, length=length
+        seeds=seeds,
+        tasks=tuple(tasks),
+        columns=tuple(columns),
+        probe=probe,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        length=length,
     )
     if meter is not None:
         options = replace(options, meter=meter)

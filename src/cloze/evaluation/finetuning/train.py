@@ -155,6 +155,8 @@ def finetune(
 
 def _search(tuner: Tuner, protocol: Protocol, fit: Part, choice: Part, tick: Tick) -> float:
     rates = protocol.learning_rates
+    if len(rates) == 1:
+        return rates[0]
     some = tuner.part(protocol.searched(fit.examples))
     merits = {}
     for rate in rates:

@@ -28,7 +28,7 @@ class Options:
         tasks: only these; empty: all that are found.
         columns: names of the text columns and then of the label's, where they cannot be guessed.
         probe: a frozen encoder with a logistic regression in place of fine-tuning.
-        epochs: of fine-tuning; None: the protocol's.
+        epochs, learning_rate: of fine-tuning; None: the protocol's.
         length: most tokens of a sequence; None: the suite's own.
         meter: is told how far the suite is.
     """
@@ -39,6 +39,7 @@ class Options:
     columns: tuple[str, ...] = ()
     probe: bool = False
     epochs: int | None = None
+    learning_rate: float | None = None
     length: int | None = None
     meter: Meter = lambda what, done, total: None
 

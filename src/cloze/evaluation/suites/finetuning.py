@@ -18,7 +18,8 @@ def run(shape: Shape, subject: Subject, options: Options) -> Scores:
     """Fine-tune on each task of a shape, or probe."""
     protocol = _protocol(subject, options)
     tasks = find_tasks(shape, options.data, options.tasks, options.columns)
-    runs = 1 if options.probe else options.seeds + len(protocol.learning_rates)
+    tried = len(protocol.learning_rates) if options.learning_rate is None else 0
+    runs = 1 if options.probe else options.seeds + tried
     done = 0
 
     def tick(what: str) -> None:
@@ -40,6 +41,12 @@ def _protocol(subject: Subject, options: Options) -> Protocol:
     protocol = replace(Protocol(), epochs=options.epochs)
     if options.epochs is not None and options.epochs < 1:
         raise ClozeError(f"--epochs {options.epochs}: at least 1 is needed")
+    if options.learning_rate is not None:
+        if not 0.0 < options.learning_rate < 1.0:
+            raise ClozeError(
+                f"--learning-rate {options.learning_rate:g}: give one between 0 and 1, such as 1e-4"
+            )
+        protocol = replace(protocol, learning_rates=(options.learning_rate,))
     if options.length is not None and not 8 <= options.length <= subject.longest:
         raise ClozeError(f"--length {options.length}: this model takes from 8 to {subject.longest} tokens")
     return replace(protocol, length=options.length or min(protocol.length, subject.longest))

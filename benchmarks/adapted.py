@@ -88,7 +88,9 @@ def _words(estimate: Estimate) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("before", type=Path, help="evaluation.json of the encoder that was not continued")
     parser.add_argument("runs", type=Path, help="folder of NAME-SEED folders")
     parser.add_argument("--suite", default="classify")

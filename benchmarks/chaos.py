@@ -27,6 +27,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -75,7 +76,7 @@ CASES = {
 
 @dataclass(frozen=True, slots=True)
 class Blow:
-    """When a process is killed: in the `call`-th call of a stage, `moment` of its usual length after its start."""
+    """When a process is killed: in the `call`-th call of a stage, `moment` seconds after its start."""
 
     stage: str
     call: int
@@ -164,10 +165,8 @@ class Bench:
                 env=os.environ | {"CLOZE_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
             )
             code = process.wait()
-            try:
-                os.killpg(process.pid, signal.SIGKILL)  # workers that outlived it
-            except ProcessLookupError:
-                pass
+            with suppress(ProcessLookupError):  # workers that outlived it
+                os.killpg(process.pid, signal.SIGKILL)
             said.seek(0)
             return code, said.read()[-1500:]
 
@@ -223,7 +222,9 @@ def draw(dice: random.Random, stage: str, times: dict[str, list[float]]) -> Blow
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", choices=CASES, action="append", help="only this one; may be repeated")

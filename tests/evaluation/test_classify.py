@@ -407,7 +407,11 @@ Files = dict[str, list[Record] | str]
         ),
         ({"train.jsonl": ROWS, "test.jsonl": ROWS}, {"length": 512}, "takes from 8 to 322"),
         ({"train.jsonl": ROWS, "test.jsonl": ROWS}, {"epochs": 0}, "--epochs 0: at least 1 is needed"),
-        ({"train.jsonl": ROWS, "test.jsonl": ROWS}, {"learning_rate": 3.0}, "--learning-rate 3: give one"),
+        (
+            {"train.jsonl": ROWS, "test.jsonl": ROWS},
+            {"learning_rate": 3.0},
+            "--learning-rate 3: give one",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -66,9 +66,6 @@ class NextTokenObjective(Config):
             return MaskPlan(plan.hidden, able, certain, certain)
         reference = torch.where(able, plan.reference, 0.0)
         return MaskPlan(plan.hidden, plan.predicted & able, plan.inclusion, reference)
-
-
-ObjectiveChoice = Annotated[MlmObjective | NextTokenObjective, Field(discriminator="kind")]
 
 
 def follows(segments: Tensor) -> Tensor:

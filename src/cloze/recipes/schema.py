@@ -13,7 +13,8 @@ from cloze.data.corpus import Data, TokenizerChoice, TrainTokenizer
 from cloze.masking import POLICIES, Masking
 from cloze.methods.build import Choices
 from cloze.methods.composite import MAIN
-from cloze.methods.objectives import MlmObjective, ObjectiveChoice
+from cloze.methods.objectives import MlmObjective, NextTokenObjective
+from cloze.methods.pair_prediction import StructureObjective
 from cloze.methods.visibility import AllVisible, VisibilityChoice
 from cloze.models.build import ModelChoice, NewModel, PretrainedModelChoice
 from cloze.training.settings import Evaluation, Training
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     MaskingChoice = Masking
 else:
     MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
+
+
+ObjectiveChoice = Annotated[
+    MlmObjective | NextTokenObjective | StructureObjective, Field(discriminator="kind")
+]
 
 
 class Variant(Config):
@@ -90,6 +96,18 @@ class Recipe(Config):
     def _possible(self) -> Recipe:
         for name, choices in self.methods().items():
             at = "" if name == MAIN else f"variants.{name}."
+            if choices.objective.kind == "structure":
+                if choices.masking.kind != "none" or choices.visibility.kind != "all":
+                    raise ValueError(
+                        f"{at}objective.kind=structure asks about clean text that is visible: use "
+                        "masking.kind=none and visibility.kind=all"
+                    )
+                if name == MAIN or self.training.compile:
+                    raise ValueError(
+                        f"{at}objective.kind=structure is for a variant beside the recipe's own method, and "
+                        "for training.compile=false: its pairs have no constant number"
+                    )
+                continue
             if choices.masking.kind == "none" and not choices.objective.everywhere:
                 raise ValueError(
                     f"{at}masking.kind=none hides nothing, and {at}objective predicts hidden tokens: choose "

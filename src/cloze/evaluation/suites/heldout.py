@@ -75,9 +75,10 @@ def _method(subject: Subject, opening: Opening) -> TokenPrediction:
     """The main method of a run, or plain masked language modelling."""
     vocabulary = vocabulary_of(subject.tokenizer)
     if not opening.is_run:
-        return build_method(Choices(), subject.masked_lm, vocabulary).eval()
-    encoder = isolate(load_masked_lm(subject.path, causal=True))
-    method = method_of(opening.recipe, encoder, vocabulary).main
+        method = build_method(Choices(), subject.masked_lm, vocabulary)
+    else:
+        encoder = isolate(load_masked_lm(subject.path, causal=True))
+        method = method_of(opening.recipe, encoder, vocabulary).main
     assert isinstance(method, TokenPrediction)
     return method.to(subject.device).eval()
 

@@ -30,6 +30,7 @@ class Stream(IntEnum):
     OFFSET = 10  # start of a systematic draw
     STRATUM = 11  # order within a stratum
     PREFIX = 12  # how long a visible prefix is
+    HEAD = 13  # first weights of the head that judges tokens
 
 
 def _signed(value: int) -> int:

@@ -52,6 +52,26 @@ class Stage(Config):
         return {name: part / total for name, part in parts.items()}
 
 
+def _can_detect(at: str, choices: Choices) -> None:
+    """Errors: choices that leave nothing to detect, or that a detector cannot have."""
+    if choices.masking.kind == "none":
+        raise ValueError(f"{at}masking.kind=none replaces nothing: choose another one for detection")
+    if choices.masking.learned or choices.masking.kind == "auto":
+        raise ValueError(
+            f"{at}masking.kind={choices.masking.kind} learns from losses of hidden tokens, which "
+            "detection has not: choose uniform, words or spans"
+        )
+    if choices.visibility.kind != "all":
+        raise ValueError(
+            f"{at}visibility.kind={choices.visibility.kind}: detection reads whole texts, use all"
+        )
+    if choices.corruption.mask > 0.0 or choices.corruption.random == 0.0:
+        raise ValueError(
+            f"{at}corruption: a mask token is no riddle, so detection wants corruption.mask=0 and "
+            "corruption.random=1"
+        )
+
+
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 
 
@@ -90,12 +110,15 @@ class Recipe(Config):
     def _possible(self) -> Recipe:
         for name, choices in self.methods().items():
             at = "" if name == MAIN else f"variants.{name}."
-            if choices.masking.kind == "none" and not choices.objective.everywhere:
+            detects = choices.objective.kind == "detection"
+            if detects:
+                _can_detect(at, choices)
+            elif choices.masking.kind == "none" and not choices.objective.everywhere:
                 raise ValueError(
                     f"{at}masking.kind=none hides nothing, and {at}objective predicts hidden tokens: choose "
                     "another masking.kind, or objective={kind: next_token}"
                 )
-            if choices.objective.everywhere and choices.visibility.kind == "all":
+            elif choices.objective.everywhere and choices.visibility.kind == "all":
                 raise ValueError(
                     f"{at}objective predicts every next token, which {at}visibility.kind=all shows: use "
                     "visibility.kind=causal or prefix, or objective.targets=hidden"

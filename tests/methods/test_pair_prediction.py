@@ -15,7 +15,8 @@ from cloze.errors import ClozeError
 from cloze.masking.nothing import Nothing
 from cloze.masking.uniform import Uniform
 from cloze.methods.build import Choices, build_method, compose
-from cloze.methods.pair_prediction import PairPrediction, StructureObjective
+from cloze.methods.objectives import StructureObjective
+from cloze.methods.pair_prediction import PairPrediction
 from cloze.models.encoder import isolate
 from cloze.recipes.load import load_recipe
 

@@ -17,8 +17,14 @@ from cloze.masking.base import Masking, Networks
 from cloze.masking.uniform import Uniform
 from cloze.methods.base import Method
 from cloze.methods.composite import MAIN, Composite
-from cloze.methods.objectives import MlmObjective, NextTokenObjective
-from cloze.methods.pair_prediction import PairPrediction, StructureObjective
+from cloze.methods.detection import Detection
+from cloze.methods.objectives import (
+    DetectionObjective,
+    MlmObjective,
+    ObjectiveChoice,
+    StructureObjective,
+)
+from cloze.methods.pair_prediction import PairPrediction
 from cloze.methods.token_prediction import TokenPrediction
 from cloze.methods.visibility import AllVisible, CausalVisible, PrefixVisible
 from cloze.models.encoder import Encoder
@@ -34,7 +40,7 @@ class Choices:
     masking: Masking = field(default_factory=Uniform)
     corruption: Replace = field(default_factory=Replace)
     visibility: AllVisible | CausalVisible | PrefixVisible = field(default_factory=AllVisible)
-    objective: MlmObjective | NextTokenObjective | StructureObjective = field(default_factory=MlmObjective)
+    objective: ObjectiveChoice = field(default_factory=MlmObjective)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
@@ -79,9 +85,12 @@ def build_method(
 
     often = torch.ones(encoder.vocabulary.weight.shape[0]) if counts is None else counts
     networks = Networks(embed, table.weight.shape[1], often, seed)
+    masking = choices.masking.build(networks)
+    if isinstance(choices.objective, DetectionObjective):
+        return Detection(encoder, masking, choices.corruption, choices.objective, vocabulary, seed)
     return TokenPrediction(
         encoder,
-        choices.masking.build(networks),
+        masking,
         choices.corruption,
         choices.visibility,
         choices.objective,

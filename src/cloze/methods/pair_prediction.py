@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cloze.config import Config
-from cloze.corruption.pairs import Pairs, Task, make_pairs
+from cloze.corruption.pairs import Pairs, make_pairs
 from cloze.corruption.replace import Vocabulary
 from cloze.corruption.view import View
 from cloze.data.batch import Batch
 from cloze.errors import ClozeError
 from cloze.masking.plan import MaskPlan
 from cloze.methods.base import Method, Outcome, Reading, Work
+from cloze.methods.objectives import StructureObjective
 from cloze.models.encoder import Encoder
 
 RECENT = 0.95  # what a step leaves of the running share of right answers
-
-
-class StructureObjective(Config):
-    """Whether two spans belong together, from the output at the first token of `[CLS] a [SEP] b [SEP]`.
-
-    For a method beside another one: it has no held-out loss, and nothing of it goes out.
-    """
-
-    kind: Literal["structure"] = "structure"
-    task: Task = Field(
-        "same_paragraph",
-        description="two sentences of one paragraph; a sentence in_paragraph; two paragraphs same_document",
-    )
-
-    @property
-    def everywhere(self) -> bool:
-        """Whether tokens are predicted that are not hidden."""
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +92,7 @@ class PairPrediction(Method[PairWork]):
 
     def forward(self, work: PairWork) -> Outcome:
         pairs = work.pairs
-        hidden = self.encoder(pairs.view, pairs.places).hidden.flatten(0, 1)[pairs.places]
+        hidden = self.encoder.hidden(pairs.view).flatten(0, 1)[pairs.places]
         logits = (hidden.float() * self.weight.float()).sum(1) + self.bias.float()
         loss = F.binary_cross_entropy_with_logits(logits, pairs.labels.float(), reduction="none")
         feedback = {"loss": loss.detach(), "guess": (logits.detach() > 0).to(torch.int64)}

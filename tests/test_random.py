@@ -143,5 +143,8 @@ def test_streams_are_named_once() -> None:
         "OFFSET",
         "STRATUM",
         "PREFIX",
+        "HEAD",
+        "PAIR",
+        "PARTNER",
     ]
     assert {s.name: int(s) for s in Stream} == {name: i for i, name in enumerate(names, start=1)}

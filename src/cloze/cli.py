@@ -471,11 +471,22 @@ def _terminal(stack: ExitStack) -> Terminal:
 
 
 def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
-    gain = summary["unigram_loss"] - summary["heldout_loss"]
-    side = "below" if gain >= 0 else "above"
+    loss, unigram = summary["heldout_loss"], summary["unigram_loss"]
+    area = summary.get("heldout_auc")
+    if area is None:
+        side = "below" if unigram >= loss else "above"
+        learnt = (
+            ("held-out loss", f"{loss:.3f} ({abs(unigram - loss):.2f} nats {side} the unigram loss)"),
+            ("accuracy", f"{summary['heldout_accuracy']:.1%} of the held-out {summary['heldout_of']}"),
+        )
+    else:
+        share = f"{summary['heldout_replaced']:.1%} of the held-out tokens are replaced"
+        learnt = (
+            ("held-out loss", f"{loss:.3f} ({summary['heldout_of']})"),
+            ("AUC", f"{area:.3f} ({share}; 0.5 is chance)"),
+        )
     lines = (
-        ("held-out loss", f"{summary['heldout_loss']:.3f} ({abs(gain):.2f} nats {side} the unigram loss)"),
-        ("accuracy", f"{summary['heldout_accuracy']:.1%} of the held-out {summary['heldout_of']}"),
+        *learnt,
         ("seen", f"{amount(summary['tokens_seen'])} tokens in {duration(summary['seconds'])}, "
                  f"{amount(summary['tokens_per_second'])} tokens/s, {summary['steps']:,} steps"),
         ("model", f"{folder / 'model'} ({amount(summary['parameters'])} parameters)"),
@@ -483,6 +494,19 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
     )  # fmt: skip
     for name, value in lines:
         out_console.print(f"{name:<14} {value}", soft_wrap=True)
+    if area is not None:
+        _print_judged(folder)
+
+
+def _print_judged(folder: Path) -> None:
+    """What a detector finds in a few corrupted beginnings of held-out text."""
+    from cloze.evaluation.examples import judged_line
+
+    found = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["examples"]
+    for number, example in enumerate(found[:2]):
+        name = "" if number else "detects"
+        out_console.print(f"{name:<14} {judged_line(example)}", soft_wrap=True, markup=False)
+    out_console.print(f"{'':<14} [found<original]  (missed<original)  {{false alarm}}", style="dim")
 
 
 # typer brings its own click in some versions: its classes are reached through typer.

@@ -13,6 +13,7 @@ from cloze.assembly import method_of
 from cloze.corruption.replace import Vocabulary
 from cloze.data.batch import Batch
 from cloze.data.corpus import LoadTokenizer, finished_store, source_tokens
+from cloze.data.store import PARAGRAPH, SENTENCE, UNIT
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.methods.build import vocabulary_of
@@ -146,6 +147,18 @@ def _random_batch(number: int, rows: int, length: int, vocabulary: Vocabulary, l
     generator = torch.Generator().manual_seed(0)
     ids = vocabulary.ordinary[torch.randint(vocabulary.ordinary.numel(), (rows, length), generator=generator)]
     everywhere = torch.ones((rows, length), dtype=torch.bool)
+    # Text of no structure in particular: sentences of 20 tokens, four in a paragraph, a document each sample.
+    opens = (place % 80 == 0) * PARAGRAPH + (place % 20 == 0) * SENTENCE + UNIT
     return Batch(
-        ids, sample, place, place, everywhere, keys, torch.zeros_like(keys), pieces == 1, number * rows
+        ids,
+        sample,
+        place,
+        place,
+        everywhere,
+        keys,
+        torch.zeros_like(keys),
+        pieces == 1,
+        number * rows,
+        opens.to(torch.uint8),
+        keys,
     )

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.models.build import load_masked_lm
+from cloze.models.detector import is_detector
 from cloze.models.encoder import position_offset
 from cloze.models.twins import is_decoder
 from cloze.training.state import replace_folder
@@ -90,6 +91,10 @@ def _guess(tokenizer: Any, ids: list[int], blank: int, token: int, probability: 
 def auto_class(folder: Path) -> str:
     """Name of the class of transformers that loads a model folder."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if is_detector(config):
+        return (
+            "AutoModelForPreTraining" if config.model_type == "electra" else "AutoModelForTokenClassification"
+        )
     return "AutoModelForCausalLM" if is_decoder(config) else "AutoModelForMaskedLM"
 
 

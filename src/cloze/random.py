@@ -30,6 +30,9 @@ class Stream(IntEnum):
     OFFSET = 10  # start of a systematic draw
     STRATUM = 11  # order within a stratum
     PREFIX = 12  # how long a visible prefix is
+    HEAD = 13  # first weights of the head that judges tokens
+    PAIR = 14  # which spans of text make a pair
+    PARTNER = 15  # whether two pairs exchange their second spans
 
 
 def _signed(value: int) -> int:

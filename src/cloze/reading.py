@@ -12,7 +12,8 @@ from cloze.corruption.view import View
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.fill import model_folder
-from cloze.models.build import load_masked_lm
+from cloze.models.build import check_head, load_masked_lm
+from cloze.models.detector import is_detector
 from cloze.models.encoder import Encoder, isolate
 
 Sees = Literal["all", "causal", "prefix"]
@@ -62,4 +63,7 @@ def load(model: str | Path) -> Reader:
     Errors: no model there, or one without a language model's head.
     """
     path = model_folder(model)
-    return Reader(isolate(load_masked_lm(path, causal=True)).eval(), path)
+    model_ = load_masked_lm(path, causal=True)
+    if is_detector(model_.config):
+        check_head(model_, str(model))
+    return Reader(isolate(model_).eval(), path)

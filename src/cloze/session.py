@@ -125,7 +125,7 @@ class Session:
             if self.place.changes(state):  # what the first loss was under the new settings
                 first = self._measure()
                 self.initial = first.losses
-                state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
+                state.heldout |= {f"{name}_initial": x for name, x in first.scores().items()}
             restore_tensors(tensors, parts.method, self.trainer.optimizers)
             parts.method.load_learned_state(state.learned)
             for what, before, now in (
@@ -191,7 +191,7 @@ class Session:
         if state.step == 0:
             first = self._evaluate()
             self.initial = first.losses
-            state.heldout |= {"loss_initial": first.loss, "accuracy_initial": first.accuracy}
+            state.heldout |= {f"{name}_initial": x for name, x in first.scores().items()}
             self._save()
             self._hint()
         evaluations = {
@@ -264,14 +264,13 @@ class Session:
     def _evaluate(self) -> HeldOutResult:
         result = self._measure()
         state = self.state
-        state.heldout |= {"loss": result.loss, "accuracy": result.accuracy}
+        state.heldout |= result.scores()
         self.metrics.record(
             "heldout",
             state.step,
             tokens=state.tokens,
             seconds=state.seconds,
-            loss=result.loss,
-            accuracy=result.accuracy,
+            **result.scores(),
             predicted=result.losses.numel(),
         )
         return result
@@ -342,7 +341,7 @@ class Session:
 
         if self.accelerator.is_main_process:
             result = self._measure()
-            self.state.heldout |= {"loss": result.loss, "accuracy": result.accuracy}
+            self.state.heldout |= result.scores()
             parts = self.parts
             method, tokenizer = parts.method.main, parts.corpus.tokenizer
             found = samples(parts.held_out, method, tokenizer, parts.counts, self.initial, result)

@@ -17,10 +17,15 @@ from cloze.training.precision import resolve
 from cloze.training.state import State
 
 
-def unigram_loss(parts: Parts) -> tuple[float, int]:
-    """Held-out loss of the model that knows only token frequencies, and the number of tokens it is over."""
+def unigram_loss(parts: Parts) -> tuple[float | None, int]:
+    """Held-out loss of the model that knows only token frequencies, and the number of tokens it is over.
+
+    None where no tokens of the vocabulary are predicted.
+    """
     method = parts.method.main
     labels = torch.cat([method.examine(*item, SEED).labels for item in parts.held_out.items()])
+    if not method.predicts_tokens:
+        return None, labels.numel()
     return unigram_losses(labels, parts.counts).double().mean().item(), labels.numel()
 
 
@@ -28,7 +33,7 @@ def summarise(
     recipe: Recipe,
     parts: Parts,
     state: State,
-    unigram: tuple[float, int],
+    unigram: tuple[float | None, int],
     device: torch.device,
     objects: list[Any],
 ) -> dict[str, Any]:
@@ -39,8 +44,10 @@ def summarise(
         objects: the `datasets` objects that were trained on.
     """
     model, rows = parts.encoder.model, parts.loaders[-1].sources
-    causal = parts.method.reading == "causal"
-    kind = DECODERS[model.config.model_type] if causal else type(model)
+    reading = parts.method.reading
+    kind = DECODERS[model.config.model_type] if reading == "causal" else type(model)
+    if reading == "detection":
+        kind = type(parts.method.export())
     drawn = zip(state.cursors, parts.loaders, strict=False)  # rows, without their masked copies
     read = sum(cursor * loader.layout.length * loader.fill for cursor, loader in drawn)
     return {
@@ -60,12 +67,14 @@ def summarise(
         "heldout_loss_initial": state.heldout.get("loss_initial"),
         "heldout_loss": state.heldout.get("loss"),
         "heldout_accuracy": state.heldout.get("accuracy"),
+        "heldout_auc": state.heldout.get("auc"),
+        "heldout_replaced": state.heldout.get("replaced"),
         "heldout_rate": recipe.evaluation.rate,
         "unigram_loss": unigram[0],
         "seed": recipe.seed,
         "model": {
             "class": kind.__name__,
-            "reading": parts.method.reading,
+            "reading": reading,
             "family": cast(type[PreTrainedConfig], kind.config_class).model_type,
             "layers": model.config.num_hidden_layers,
             "width": model.config.hidden_size,

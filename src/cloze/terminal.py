@@ -73,9 +73,11 @@ class Terminal:
         elif kind == "heldout":
             self._held = f"  held-out {record['loss']:.3f}"
             if self.plain:
+                found = (
+                    f"AUC {record['auc']:.3f}" if "auc" in record else f"accuracy {record['accuracy']:.1%}"
+                )
                 self.console.print(
-                    f"step {record['step']:>6}  held-out loss {record['loss']:.3f}  "
-                    f"accuracy {record['accuracy']:.1%}",
+                    f"step {record['step']:>6}  held-out loss {record['loss']:.3f}  {found}",
                     highlight=False,
                 )
         elif kind == "step":

@@ -12,6 +12,7 @@ from cloze.corruption.view import View
 from cloze.diagnosis.parameters import counted
 from cloze.methods.base import TokenWork, Work
 from cloze.methods.composite import Mixed
+from cloze.methods.pair_prediction import PairWork
 from cloze.models.operations import operations, seen
 from cloze.progress import part_at, stretches
 from cloze.recipes.schema import Recipe
@@ -60,7 +61,7 @@ def views_of(work: Work) -> list[View]:
     """What the networks get, of all methods."""
     if isinstance(work, Mixed):
         return [view for part in work.parts.values() for view in views_of(part)]
-    assert isinstance(work, TokenWork)
+    assert isinstance(work, TokenWork | PairWork)
     return list(work.views)
 
 

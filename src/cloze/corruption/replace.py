@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -42,11 +42,17 @@ class Vocabulary:
         size: number of ids.
         mask: id of the mask token.
         ordinary: [n] int64, the ids that a random replacement is drawn from: no specials.
+        first, separator: ids of what stands before a text, and after each of a pair of texts; None: it has
+            none.
+        blank: [n] int64, the ids that stand for white space alone.
     """
 
     size: int
     mask: int
     ordinary: torch.Tensor
+    first: int | None = None
+    separator: int | None = None
+    blank: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 def replace(batch: Batch, plan: MaskPlan, config: Replace, vocabulary: Vocabulary, seed: int) -> View:

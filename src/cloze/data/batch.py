@@ -27,6 +27,9 @@ class Batch:
         dense: every row is one sample without padding, so that attention needs no mask. Known where the
             batch is made, for looking it up on a GPU would wait for the GPU.
         place: of the first row in the run's endless sequence of rows; the others follow it.
+        flags: [rows, length] uint8, what starts at a token of text, as in a store (`PartView`): a unit, a
+            sentence, a paragraph, a section. A sample's first token starts the first three. None: not known.
+        documents: [samples] int64, a name for the document of each sample. None: not known.
     """
 
     ids: Tensor
@@ -38,6 +41,8 @@ class Batch:
     visits: Tensor
     dense: bool = False
     place: int = 0
+    flags: Tensor | None = None
+    documents: Tensor | None = None
 
     @property
     def samples(self) -> int:
@@ -61,17 +66,20 @@ class Batch:
             (self.visits * copies + number[:, None]).flatten(),
             self.dense,
             self.place,
+            None if self.flags is None else self.flags.repeat(copies, 1),
+            None if self.documents is None else self.documents.repeat(copies),
         )
 
     def take(self, rows: Tensor) -> Batch:
         """Some of its rows, [n] int64; samples keep their numbers, and those of other rows stay as names."""
-        names = ("ids", "segments", "index", "units", "maskable")
+        names = ("ids", "segments", "index", "units", "maskable", *(() if self.flags is None else ("flags",)))
         return replace(self, **{name: getattr(self, name).index_select(0, rows) for name in names})
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        tensors = (f.name for f in fields(self) if f.name not in ("dense", "place"))
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: x.to(device, non_blocking=True) for k, x in values.items() if isinstance(x, Tensor)}
+        return Batch(**(values | moved))
 
 
 def positions(segments: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from cloze.data.batch import Batch
 from cloze.data.order import permute, quotas, source_of
 from cloze.data.rows import Layout, Rows
-from cloze.data.store import UNIT
+from cloze.data.store import PARAGRAPH, SENTENCE, UNIT
 from cloze.errors import ClozeError
 from cloze.random import Stream, bits
 
@@ -90,7 +90,8 @@ class Loader:
         ids = np.full((count, layout.length), self.pad, np.int64)
         segments = np.full((count, layout.length), -1, np.int64)
         index, units = segments.copy(), segments.copy()
-        names: list[tuple[int, int, int, int, int]] = []
+        starts = np.zeros((count, layout.length), np.uint8)
+        names: list[tuple[int, int, int, int, int, int]] = []
         before, after = np.array(layout.prefix, np.int64), np.array(layout.suffix, np.int64)
         for r, (source, row, visit) in enumerate(chosen):
             rows = self.sources[source]
@@ -104,12 +105,12 @@ class Loader:
                 ids[r, first:last] = rows.store.tokens(record, start, start + size)
                 segments[r, at:stop] = len(names)
                 index[r, first:last] = np.arange(size)
-                flags = (rows.store.flags(record, start, start + size) & UNIT) > 0
-                flags[0] = True
-                units[r, first:last] = flags.cumsum() - 1
-                names.append((source, record, start, size, visit))
+                starts[r, first:last] = rows.store.flags(record, start, start + size)
+                starts[r, first] |= UNIT | SENTENCE | PARAGRAPH
+                units[r, first:last] = ((starts[r, first:last] & UNIT) > 0).cumsum() - 1
+                names.append((source, record, start, size, visit, rows.store.document(record)))
                 at = stop
-        name = torch.tensor(names, dtype=torch.int64).reshape(-1, 5)
+        name = torch.tensor(names, dtype=torch.int64).reshape(-1, 6)
         keys = bits(0, Stream.KEY, *name[:, :4].unbind(1))
         maskable = torch.from_numpy(index >= 0)
         token = torch.from_numpy(ids)
@@ -124,6 +125,8 @@ class Loader:
             keys,
             visits=name[:, 4].clone(),
             dense=bool((segments == segments[:, :1]).all()),
+            flags=torch.from_numpy(starts),
+            documents=bits(0, Stream.KEY, name[:, 0], name[:, 5]),
         )
 
     def describe(self, cursor: int, count: int) -> list[str]:

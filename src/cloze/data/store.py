@@ -131,6 +131,11 @@ class Store:
         view, first, last = self._locate(record)
         return view.flags[first:last][start:stop]
 
+    def document(self, record: int) -> int:
+        """Number of the document that the record is a piece of."""
+        view = self._view(self._part_of(record))
+        return int(view.documents[record - view.first_record])
+
     def sections(self, record: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A record's sections: first tokens (int64), hashes of their texts (uint64), characters (uint32)."""
         view, _, _ = self._locate(record)

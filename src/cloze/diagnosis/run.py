@@ -69,6 +69,8 @@ def diagnose(
         split_text=split_text,
         progress=progress,
     )
+    if curvature and not subject.method.predicts_tokens:
+        raise ClozeError(f"--weight curvature: {model} predicts no tokens, whose losses it needs")
     with quick_products():
         found = measure(subject, Options(masks, parameters, curvature, seed), meter)
     device = next(subject.method.parameters()).device

@@ -1,4 +1,4 @@
-"""What a model does with held-out text: blanks that it fills, or beginnings that it goes on with."""
+"""What a model does with held-out text: blanks it fills, beginnings it goes on with, tokens it judges."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ PROMPT, CONTINUATION = 24, 24  # tokens
 def examples(
     held_out: HeldOutSet, method: Method[Any], tokenizer: PreTrainedTokenizerFast
 ) -> list[dict[str, Any]]:
-    """Some held-out samples as a method reads them; empty for methods that predict no tokens of the text.
+    """Some held-out samples as a method reads them.
 
     Blanks: `tokens`, those that were hidden with the model's guesses. Continuations: `tokens` that it was
-    given, the greedy `continuation` and the text's own, `truth`.
+    given, the greedy `continuation` and the text's own, `truth`. Judgements: `judged`, `tokens` as the model
+    got them with the probability `p` that they are replaced, and where they are also the `original` one.
     """
-    if not isinstance(method, TokenPrediction):
-        return []
     training = method.training
     method.eval()
     batch, plan = next(held_out.items())
-    if method.everywhere:
+    if not isinstance(method, TokenPrediction):
+        found = [] if method.predicts_tokens else _judged(batch, plan, method, tokenizer)
+    elif method.everywhere:
         found = _continued(batch, method, tokenizer)
     else:
         found = _filled(batch, plan, method, tokenizer)
@@ -96,6 +97,45 @@ def _continued(
             | {name: tokenizer.decode(x, skip_special_tokens=True) for name, x in texts.items()}
         )
     return found
+
+
+def _judged(
+    batch: Batch, plan: MaskPlan, method: Method[Any], tokenizer: PreTrainedTokenizerFast
+) -> list[dict[str, Any]]:
+    """The beginnings of some samples as the method got them, with its judgement of each token."""
+    device = next(method.parameters()).device
+    work = method.examine(batch.to(device), plan.to(device), SEED)
+    feedback = {name: x.cpu() for name, x in method(work).feedback.items()}
+    targets = work.targets.cpu()
+    segment, index = batch.segments.flatten()[targets], batch.index.flatten()[targets]
+    original, found = batch.ids.flatten()[targets], []
+    for sample in _spread(batch.samples):
+        tokens = []
+        for i in ((segment == sample) & (index < SHOWN)).nonzero().flatten().tolist():
+            token: dict[str, Any] = {"text": tokenizer.decode([int(feedback["seen"][i])])}
+            token["p"] = round(float(feedback["logits"][i].sigmoid()), 4)
+            if feedback["labels"][i]:
+                token["original"] = tokenizer.decode([int(original[i])])
+            tokens.append(token)
+        if tokens:
+            found.append({"judged": True, "tokens": tokens})
+    return found
+
+
+def judged_line(example: dict[str, Any], most: int = 40) -> str:
+    """A judged example for a terminal: replaced tokens in brackets, and what was made of them.
+
+    [text<original] is a replaced token that was found, (text<original) one that was not, {text} an original
+    one that was taken for replaced.
+    """
+    line = ""
+    for token in example["tokens"][:most]:
+        text, replaced, said = token["text"], "original" in token, token["p"] > 0.5
+        space = text[: len(text) - len(text.lstrip())]
+        core = text.strip() + (f"<{token['original'].strip()}" if replaced else "")
+        left, right = ("[", "]") if replaced and said else ("(", ")") if replaced else ("{", "}")
+        line += f"{space}{left}{core}{right}" if replaced or said else text
+    return " ".join(line.split())
 
 
 def greedy(method: TokenPrediction, prompt: Tensor, count: int = CONTINUATION) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloze.auc import auc
 from cloze.data.batch import Batch
 from cloze.data.loader import Loader
 from cloze.errors import ClozeError
@@ -32,6 +33,7 @@ class HeldOutResult:
         losses: [N] float32, of each prediction, in a fixed order.
         correct: [N] bool.
         labels: [N] int64.
+        auc: of two classes; None: tokens are predicted.
     """
 
     loss: float
@@ -39,6 +41,13 @@ class HeldOutResult:
     losses: Tensor
     correct: Tensor
     labels: Tensor
+    auc: float | None = None
+
+    def scores(self) -> dict[str, float]:
+        """Loss and accuracy; of two classes AUC and the share of the second, for accuracy says little."""
+        if self.auc is None:
+            return {"loss": self.loss, "accuracy": self.accuracy}
+        return {"loss": self.loss, "auc": self.auc, "replaced": self.labels.double().mean().item()}
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class HeldOutSet:
         training = method.training
         method.eval()
         device = next(method.parameters()).device
-        losses, correct, labels = [], [], []
+        losses, correct, labels, logits = [], [], [], []
         for batch, plan in self.items():
             work = method.examine(batch.to(device), plan.to(device), SEED)
             with autocast or nullcontext():
@@ -89,11 +98,15 @@ class HeldOutSet:
             losses.append(feedback["loss"].cpu())
             correct.append((feedback["guess"] == wanted).cpu())
             labels.append(wanted.cpu())
+            if not method.predicts_tokens:
+                logits.append(feedback["logits"].cpu())
         method.train(training)
         loss, right, label = torch.cat(losses), torch.cat(correct), torch.cat(labels)
         if loss.numel() == 0:
             raise ClozeError("no held-out token can be predicted: is the held-out text empty?")
-        return HeldOutResult(loss.double().mean().item(), right.double().mean().item(), loss, right, label)
+        area = auc(torch.cat(logits), label > 0) if logits else None
+        mean, share = loss.double().mean().item(), right.double().mean().item()
+        return HeldOutResult(mean, share, loss, right, label, area)
 
 
 def unigram_losses(labels: Tensor, counts: np.ndarray) -> Tensor:

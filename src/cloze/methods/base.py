@@ -105,7 +105,7 @@ class Outcome:
 
 
 W = TypeVar("W", bound=Work)
-Reading = Literal["masked", "causal"]
+Reading = Literal["masked", "causal", "detection"]
 
 
 class Method(nn.Module, Generic[W]):
@@ -116,6 +116,8 @@ class Method(nn.Module, Generic[W]):
         measures: what the held-out loss is of, in a few words such as "masked tokens".
         sees: kinds of visibility that its views have.
         everywhere: tokens are predicted whether they are hidden or not, so that no mask chooses among them.
+        predicts_tokens: what is predicted are tokens of the vocabulary; else there are no losses by word, and
+            the feedback has `logits` of two classes, `labels`, 0 or 1, and the ids `seen` at each prediction.
         stages: shares of the run in which it trains one way, one after the other.
     """
 
@@ -123,6 +125,7 @@ class Method(nn.Module, Generic[W]):
     measures: str = "masked tokens"
     sees: Collection[str] = ("all",)
     everywhere: bool = False
+    predicts_tokens: bool = True
     stages: Sequence[float] = (1.0,)
 
     @property
@@ -184,7 +187,10 @@ class Method(nn.Module, Generic[W]):
 
     @property
     def reading(self) -> Reading | None:
-        """How a stock class reads the model: blanks of a whole text, or the next token; None: none can."""
+        """How a stock class reads the model; None: none can.
+
+        "masked": blanks of a whole text. "causal": the next token. "detection": which tokens were replaced.
+        """
         return "masked"
 
     def export(self) -> PreTrainedModel:

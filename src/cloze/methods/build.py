@@ -17,11 +17,20 @@ from cloze.masking.base import Masking, Networks
 from cloze.masking.uniform import Uniform
 from cloze.methods.base import Method
 from cloze.methods.composite import MAIN, Composite
-from cloze.methods.objectives import MlmObjective, NextTokenObjective
+from cloze.methods.detection import Detection
+from cloze.methods.objectives import (
+    DetectionObjective,
+    MlmObjective,
+    ObjectiveChoice,
+    StructureObjective,
+)
+from cloze.methods.pair_prediction import PairPrediction
 from cloze.methods.token_prediction import TokenPrediction
 from cloze.methods.visibility import AllVisible, CausalVisible, PrefixVisible
 from cloze.models.encoder import Encoder
 from cloze.models.twins import check_twin
+
+_BLANK = " \t\r\n▁ĠĊĉč"  # white space as texts have it, and as tokenizers write it
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +40,28 @@ class Choices:
     masking: Masking = field(default_factory=Uniform)
     corruption: Replace = field(default_factory=Replace)
     visibility: AllVisible | CausalVisible | PrefixVisible = field(default_factory=AllVisible)
-    objective: MlmObjective | NextTokenObjective = field(default_factory=MlmObjective)
+    objective: ObjectiveChoice = field(default_factory=MlmObjective)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     """What corruptions need of a tokenizer: random replacements come from all ids but the specials."""
     specials = set(tokenizer.all_special_ids)
     ordinary = sorted(set(tokenizer.get_vocab().values()) - specials)
-    return Vocabulary(ids_of(tokenizer), tokenizer.mask_token_id, torch.tensor(ordinary))
+    names = tokenizer.convert_ids_to_tokens(ordinary)
+    blank = [i for i, name in zip(ordinary, names, strict=True) if not name.strip(_BLANK)]
+    return Vocabulary(
+        ids_of(tokenizer),
+        tokenizer.mask_token_id,
+        torch.tensor(ordinary),
+        tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+        torch.tensor(blank, dtype=torch.int64),
+    )
 
 
 def build_method(
     choices: Choices, encoder: Encoder, vocabulary: Vocabulary, counts: Tensor | None = None, seed: int = 0
-) -> TokenPrediction:
+) -> Method[Any]:
     """The method of four choices.
 
     Args:
@@ -51,13 +69,15 @@ def build_method(
         counts: [vocabulary], how often each token occurs in the text; None: all as often.
         seed: of masks, replacements and prefixes.
 
-    Errors: a visibility that the model cannot have.
+    Errors: a visibility that the model cannot have, a tokenizer without the special tokens that are needed.
     """
     if choices.visibility.kind != "all" and not encoder.isolates:
         raise ClozeError(
             f"visibility.kind={choices.visibility.kind}: {type(encoder.model).__name__} cannot be run so "
             "that tokens see only what is before them; use model.family=modernbert or bert"
         )
+    if isinstance(choices.objective, StructureObjective):
+        return PairPrediction(encoder, choices.objective, vocabulary, seed)
     table = cast(nn.Embedding, encoder.model.get_input_embeddings())
 
     def embed(ids: Tensor) -> Tensor:
@@ -65,9 +85,12 @@ def build_method(
 
     often = torch.ones(encoder.vocabulary.weight.shape[0]) if counts is None else counts
     networks = Networks(embed, table.weight.shape[1], often, seed)
+    masking = choices.masking.build(networks)
+    if isinstance(choices.objective, DetectionObjective):
+        return Detection(encoder, masking, choices.corruption, choices.objective, vocabulary, seed)
     return TokenPrediction(
         encoder,
-        choices.masking.build(networks),
+        masking,
         choices.corruption,
         choices.visibility,
         choices.objective,

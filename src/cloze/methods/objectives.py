@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cloze.config import Config
+from cloze.corruption.pairs import Task
 from cloze.corruption.view import View
 from cloze.data.batch import Batch
 from cloze.masking.plan import MaskPlan
@@ -68,7 +69,55 @@ class NextTokenObjective(Config):
         return MaskPlan(plan.hidden, plan.predicted & able, plan.inclusion, reference)
 
 
-ObjectiveChoice = Annotated[MlmObjective | NextTokenObjective, Field(discriminator="kind")]
+class DetectionObjective(Config):
+    """Of every token: is it the original one? (2003.10555, §2)
+
+    Binary cross entropy, its mean over all tokens of the text, specials not counted, or as an ablation over
+    the hidden ones. A replacement that is equal to the original counts as original.
+    """
+
+    kind: Literal["detection"] = "detection"
+    on: Literal["all", "hidden"] = Field("all", description="which tokens are judged")
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether tokens are judged that are not hidden."""
+        return self.on == "all"
+
+    def density(self, *rates: float) -> float:
+        """The largest share of the tokens that is judged, of those rates of masking."""
+        return 1.0 if self.everywhere else max(rates)
+
+    def predicted(self, plan: MaskPlan, batch: Batch, view: View) -> MaskPlan:
+        """The plan with what this objective predicts."""
+        if not self.everywhere:
+            return plan
+        text = batch.index >= 0
+        certain = text.to(torch.float32)
+        return MaskPlan(plan.hidden, text, certain, certain)
+
+
+class StructureObjective(Config):
+    """Whether two spans belong together, from the output at the first token of `[CLS] a [SEP] b [SEP]`.
+
+    For a method beside another one: it has no held-out loss, and nothing of it goes out.
+    """
+
+    kind: Literal["structure"] = "structure"
+    task: Task = Field(
+        "same_paragraph",
+        description="two sentences of one paragraph; a sentence in_paragraph; two paragraphs same_document",
+    )
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether tokens are predicted that are not hidden."""
+        return False
+
+
+ObjectiveChoice = Annotated[
+    MlmObjective | NextTokenObjective | DetectionObjective | StructureObjective, Field(discriminator="kind")
+]
 
 
 def follows(segments: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from cloze.data.hub import offline
 from cloze.data.tokenizers import ids_of, load_tokenizer
 from cloze.data.vocabulary_extension import pieces_of_new
 from cloze.errors import ClozeError
+from cloze.models.detector import is_detector
 from cloze.models.twins import encoder_twin, is_decoder
 
 Size = Literal["tiny", "mini", "small", "medium", "base"]
@@ -167,11 +168,14 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
 def load_masked_lm(path: str, causal: bool = False) -> PreTrainedModel:
     """Any checkpoint that `AutoModelForMaskedLM` loads, in float32; says so when it got a new head.
 
-    With `causal` also a causal LM that has an encoder twin, as that encoder (`models/twins.py`): its outputs
-    predict the next token. Errors: there is no such checkpoint, or it is of another kind.
+    With `causal` also what is no masked LM but whose encoder goes on as one: a causal LM that has an encoder
+    twin (`models/twins.py`; its outputs predict the next token), and a detector of replaced tokens.
+    Errors: there is no such checkpoint, or it is of another kind.
     """
 
     def kind(config: Any) -> Any:
+        if is_detector(config) and not causal:
+            raise _detects(path, config)
         if not is_decoder(config):
             return AutoModelForMaskedLM
         if not causal:
@@ -184,7 +188,9 @@ def load_masked_lm(path: str, causal: bool = False) -> PreTrainedModel:
     body = [k for k in missing if k.startswith(model.base_model_prefix + ".")]
     if body:
         raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {body[0]}")
-    if missing:
+    if missing and is_detector(model.config):
+        logging.getLogger("cloze").info("%s is a detector: its encoder goes on, its head does not", path)
+    elif missing:
         logging.getLogger("cloze").warning(
             "%s has no masked-language-model head: it gets a new one (%d new tensors)", path, len(missing)
         )
@@ -241,9 +247,18 @@ def _load(kind: Callable[[Any], Any], path: str, what: str) -> tuple[PreTrainedM
     return model, sorted(report["missing_keys"])
 
 
+def _detects(path: str, config: Any) -> ClozeError:
+    return ClozeError(
+        f"{path}: tells replaced tokens from original ones ({config.architectures[0]}), and fills no blanks; "
+        "its encoder can be fine-tuned and embeds text (cloze evaluate --suite classify, tag, sentences, …)"
+    )
+
+
 def check_head(model: PreTrainedModel, path: str) -> None:
     """Refuse a checkpoint that came without a masked-LM head, so that its losses say nothing."""
     kinds = model.config.architectures or []
+    if is_detector(model.config):
+        raise _detects(path, model.config)
     ends = ("ForMaskedLM", "ForPreTraining") if model.config.model_type != "electra" else ("ForMaskedLM",)
     if not any(kind.endswith(ends) for kind in kinds):
         raise ClozeError(

@@ -81,20 +81,26 @@ class Encoder(nn.Module):
         assert chosen.hidden is not None
         return Encoded(chosen.hidden, output.logits[0])
 
+    def hidden(self, view: View) -> Tensor:
+        """[rows, length, width], final hidden states of the body, for heads that are not the model's own."""
+        return cast(Tensor, self._body.whole(**self._inputs(view))[0])
+
     @torch.compiler.disable
     def _run_alone(self, view: View, places: Tensor) -> Encoded:
         with sparse(self):
             return self.forward(view, places)
 
     def _run(self, view: View, **keywords: Any) -> Any:
+        return self.model(**self._inputs(view), **keywords)
+
+    def _inputs(self, view: View) -> dict[str, Any]:
+        found = {"input_ids": view.ids, "return_dict": True}
         if self.isolates:
             visibility = Visibility(view.segments, view.causal, view.dense, view.runs, view.open)
-            keywords |= {"visibility": visibility, "position_ids": view.positions + self.offset}
-        elif view.causal:
+            return found | {"visibility": visibility, "position_ids": view.positions + self.offset}
+        if view.causal:
             raise ClozeError(f"{type(self.model).__name__}: cannot be run causally by cloze")
-        else:
-            keywords["attention_mask"] = (view.segments >= 0).long()
-        return self.model(input_ids=view.ids, return_dict=True, **keywords)
+        return found | {"attention_mask": (view.segments >= 0).long()}
 
     @torch.compiler.disable
     def _run_aside(self, view: View, chosen: Chosen) -> Any:

@@ -52,6 +52,40 @@ class Stage(Config):
         return {name: part / total for name, part in parts.items()}
 
 
+def _can_detect(at: str, choices: Choices) -> None:
+    """Errors: choices that leave nothing to detect, or that a detector cannot have."""
+    if choices.masking.kind == "none":
+        raise ValueError(f"{at}masking.kind=none replaces nothing: choose another one for detection")
+    if choices.masking.learned or choices.masking.kind == "auto":
+        raise ValueError(
+            f"{at}masking.kind={choices.masking.kind} learns from losses of hidden tokens, which "
+            "detection has not: choose uniform, words or spans"
+        )
+    if choices.visibility.kind != "all":
+        raise ValueError(
+            f"{at}visibility.kind={choices.visibility.kind}: detection reads whole texts, use all"
+        )
+    if choices.corruption.mask > 0.0 or choices.corruption.random == 0.0:
+        raise ValueError(
+            f"{at}corruption: a mask token is no riddle, so detection wants corruption.mask=0 and "
+            "corruption.random=1"
+        )
+
+
+def _can_pair(at: str, choices: Choices, refused: bool) -> None:
+    """Errors: an objective of text structure where it cannot be."""
+    if choices.masking.kind != "none" or choices.visibility.kind != "all":
+        raise ValueError(
+            f"{at}objective.kind=structure asks about clean text that is visible: use masking.kind=none and "
+            "visibility.kind=all"
+        )
+    if refused:
+        raise ValueError(
+            f"{at}objective.kind=structure is for a variant beside the recipe's own method, and for "
+            "training.compile=false: its pairs have no constant number"
+        )
+
+
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 
 
@@ -90,12 +124,17 @@ class Recipe(Config):
     def _possible(self) -> Recipe:
         for name, choices in self.methods().items():
             at = "" if name == MAIN else f"variants.{name}."
-            if choices.masking.kind == "none" and not choices.objective.everywhere:
+            detects = choices.objective.kind == "detection"
+            if detects:
+                _can_detect(at, choices)
+            elif choices.objective.kind == "structure":
+                _can_pair(at, choices, name == MAIN or self.training.compile)
+            elif choices.masking.kind == "none" and not choices.objective.everywhere:
                 raise ValueError(
                     f"{at}masking.kind=none hides nothing, and {at}objective predicts hidden tokens: choose "
                     "another masking.kind, or objective={kind: next_token}"
                 )
-            if choices.objective.everywhere and choices.visibility.kind == "all":
+            elif choices.objective.everywhere and choices.visibility.kind == "all":
                 raise ValueError(
                     f"{at}objective predicts every next token, which {at}visibility.kind=all shows: use "
                     "visibility.kind=causal or prefix, or objective.targets=hidden"

@@ -55,7 +55,11 @@ def tiles(run: Run) -> str:
     if accuracy is not None:
         below = "first guess right" + (f", {what.masks}" if what.masks else "")
         learnt.append(_tile(what.accuracy, percent(accuracy), "", below))
-    if loss is not None:
+    area, share = run.number("heldout_auc"), run.number("heldout_replaced")
+    if area is not None:
+        below = "0.5 is chance" + ("" if share is None else f"; {percent(share)} of the tokens are replaced")
+        learnt.append(_tile(what.accuracy, f"{area:.3f}", "", below))
+    elif loss is not None:
         learnt.append(_tile("perplexity", _exp(loss), "", f"exp(loss), per {what.one}"))
     if tokens is not None:
         passes = finite(run.part("data").get("passes"))
@@ -91,6 +95,12 @@ def interpretation(run: Run) -> str:
         sentences.append(
             f"The model does not beat the unigram baseline ({unigram:.2f} nats) yet: knowing only how "
             f"often each token occurs would predict a {what.one} at least as well."
+        )
+    area = run.number("heldout_auc")
+    if area is not None:
+        sentences.append(
+            f"Given a replaced token and an original one of text it was not trained on, it tells which is "
+            f"which in {percent(area)} of the cases (the AUC; 50% is chance)."
         )
     if accuracy is not None:
         predicted = finite(run.part("data").get("heldout_tokens_predicted"))

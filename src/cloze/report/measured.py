@@ -29,4 +29,6 @@ def measured(run: Run) -> Measured:
         return Measured("hidden token", "masked accuracy", masks)
     if of == "replaced tokens":
         return Measured("replaced token", "accuracy", masks)
+    if str(of).startswith("replaced or not"):
+        return Measured("judgement", "AUC", f"replacements at {masks.removesuffix(' masks')} of the tokens")
     return Measured(str(of).replace("tokens", "token"), "accuracy", "")

@@ -36,6 +36,13 @@ from transformers import AutoModel
 
 encoder = AutoModel.from_pretrained("PATH_OF_THIS_FOLDER")
 ```"""
+_DETECT = """With its own head it tells which tokens of a text were replaced:
+
+```python
+from transformers import {class}
+
+detector = {class}.from_pretrained("PATH_OF_THIS_FOLDER")
+```"""
 _GENERATE = """Each token is predicted from those before it; a text starts with the tokenizer's `cls_token`.
 
 ```python
@@ -53,12 +60,22 @@ def model_card(recipe: Recipe, summary: dict[str, Any]) -> str:
     objective = "" if recipe.unbiased else "This recipe changes the objective (see its card).\n\n"
     tables = "\n\n".join(_table(name, recipe.choices(name)) for name in recipe.methods())
     tag, use = ("fill-mask", _FILL) if of == "masked tokens" else ("feature-extraction", _ENCODE)
-    if summary["model"]["reading"] == "causal":
+    reading = summary["model"]["reading"]
+    if reading == "causal":
         tag, use = "text-generation", _GENERATE
+    kind = f"{reading}-language-modelling"
+    if reading == "detection":
+        kind = "replaced-token-detection"
+        tag, use = "feature-extraction", _ENCODE + "\n\n" + _DETECT.format(**summary["model"])
+    if summary["heldout_auc"] is None:
+        score = f"a unigram model has {unigram:.3f}), accuracy {summary['heldout_accuracy']:.1%}"
+    else:
+        share = f"{summary['heldout_replaced']:.1%} of the tokens are replaced"
+        score = f"{share}), AUC {summary['heldout_auc']:.3f}"
     return f"""---
 library_name: transformers
 pipeline_tag: {tag}
-tags: [{summary["model"]["reading"]}-language-modelling, cloze]
+tags: [{kind}, cloze]
 ---
 
 # {recipe.name}
@@ -68,8 +85,7 @@ tags: [{summary["model"]["reading"]}-language-modelling, cloze]
 {objective}Pretrained by [cloze](https://pypi.org/project/cloze-pretrain/) with the recipe `{recipe.name}`: \
 {summary["steps"]:,} steps, {summary["tokens_seen"]:,} tokens, {summary["parameters"]:,} parameters.
 
-Held-out loss {loss:.3f} nats ({of}{how}; a unigram model has {unigram:.3f}), accuracy \
-{summary["heldout_accuracy"]:.1%}. Such losses compare only on the same text and tokenizer.
+Held-out loss {loss:.3f} nats ({of}{how}; {score}. Such losses compare only on the same text and tokenizer.
 
 {tables}
 

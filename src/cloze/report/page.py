@@ -47,6 +47,7 @@ def render(run: Run) -> str:
         section("Where the gradient's noise comes from", (_noise(run),)),
         section("Which words are learnt", learnt),
         section("Blanks, filled in", (words.filled_examples(run.samples),)),
+        section("Replaced tokens, detected", (words.judgements(run.samples),)),
         section("What the encoder can do", _evaluation(run)),
         section("Beginnings, continued", (words.continuations(run.samples),)),
         section("How it was made", (_method(run), _tables(run), _recipe(run))),
@@ -88,6 +89,13 @@ def _curves(run: Run) -> str:
 def _terms(run: Run) -> dict[str, str]:
     """The glossary."""
     what = measured(run)
+    if run.number("heldout_auc") is not None:
+        return {
+            "held-out loss": "binary cross entropy of the judgement whether a token was replaced, in nats, "
+            "over all tokens of text that is never trained on.",
+            "AUC": "The probability that a replaced token is judged more suspicious than an original one. It "
+            "does not depend on how many are replaced, as accuracy does.",
+        }
     of = "a fixed uniform share of the tokens" if what.masks else "the tokens"
     return {
         "held-out loss": f"−log of the probability the model gives the {what.one}, in nats, averaged over "

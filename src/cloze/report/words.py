@@ -78,7 +78,7 @@ def _word_table(title: str, rows: list[tuple[float, float, dict[str, Any]]]) -> 
 
 def filled_examples(samples: dict[str, Any]) -> str:
     """Each example as prose with numbered blanks, and below it what the model guessed for each."""
-    every = [example for example in records(samples, "examples") if "continuation" not in example]
+    every = [e for e in records(samples, "examples") if "continuation" not in e and "judged" not in e]
     articles = "".join(_example(example) for example in every[:EXAMPLES])
     if not articles:
         return ""
@@ -106,6 +106,38 @@ def continuations(samples: dict[str, Any]) -> str:
         '<p class="note">Beginnings of held-out text, and <mark class="hit">how the model goes on</mark>: '
         f"always the most probable next token, which repeats itself soon.</p>{articles}"
     )
+
+
+def judgements(samples: dict[str, Any]) -> str:
+    """Each corrupted beginning as prose, with the replaced tokens and the false alarms marked."""
+    articles = ""
+    for example in [e for e in records(samples, "examples") if "judged" in e][:EXAMPLES]:
+        prose = "".join(_judged(token) for token in records(example, "tokens"))
+        articles += f'<article><p class="prose" dir="auto">{prose}</p></article>'
+    if not articles:
+        return ""
+    return (
+        '<p class="note">Held-out text, some tokens of it replaced. <mark class="hit">Solid</mark>: replaced '
+        'and found. <mark class="miss">Dashed</mark>: replaced and not found, or <em>original</em> and taken '
+        f"for replaced. Small: what stood there before.</p>{articles}"
+    )
+
+
+def _judged(token: dict[str, Any]) -> str:
+    text, original, said = (
+        str(token.get("text", "")),
+        token.get("original"),
+        (finite(token.get("p")) or 0) > 0.5,
+    )
+    if original is None and not said:
+        return escape(text)
+    core = text.lstrip()
+    space = text[: len(text) - len(core)] if core else ""
+    shown = escape(core or "↵")
+    if original is None:
+        return f'{escape(space)}<mark class="miss"><em>{shown}</em></mark>'
+    kind = "hit" if said else "miss"
+    return f'{escape(space)}<mark class="{kind}">{shown}<sup>{escape(str(original).strip())}</sup></mark>'
 
 
 def _example(example: dict[str, Any]) -> str:

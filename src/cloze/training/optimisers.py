@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cloze.config import Config
+from cloze.models.detector import Detector
 
 
 class OptimizerChoice(Config):
@@ -34,7 +35,8 @@ def groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     tables = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
     }  # a tied vocabulary head is one of them
-    heads = {
+    heads = {id(m.output.weight) for m in model.modules() if isinstance(m, Detector)}
+    heads |= {
         id(layer.weight)
         for module in model.modules()
         if isinstance(module, PreTrainedModel) and (layer := module.get_output_embeddings()) is not None

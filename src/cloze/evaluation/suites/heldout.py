@@ -19,7 +19,7 @@ from cloze.evaluation.subject import Subject
 from cloze.evaluation.suites.base import Options, Scores, Suite
 from cloze.methods.build import Choices, build_method, vocabulary_of
 from cloze.methods.token_prediction import TokenPrediction
-from cloze.models.build import load_masked_lm
+from cloze.models.build import check_head, load_masked_lm
 from cloze.models.encoder import isolate
 from cloze.opening import Opening, choose
 from cloze.training.settings import Evaluation
@@ -75,9 +75,11 @@ def _method(subject: Subject, opening: Opening) -> TokenPrediction:
     """The main method of a run, or plain masked language modelling."""
     vocabulary = vocabulary_of(subject.tokenizer)
     if not opening.is_run:
-        return build_method(Choices(), subject.masked_lm, vocabulary).eval()
-    encoder = isolate(load_masked_lm(subject.path, causal=True))
-    method = method_of(opening.recipe, encoder, vocabulary).main
+        method = build_method(Choices(), subject.masked_lm, vocabulary)
+    else:
+        model = load_masked_lm(subject.path, causal=True)
+        check_head(model, subject.name)
+        method = method_of(opening.recipe, isolate(model), vocabulary).main
     assert isinstance(method, TokenPrediction)
     return method.to(subject.device).eval()
 

@@ -28,6 +28,7 @@ from cloze.data.hub import offline
 from cloze.data.tokenizers import ids_of, load_tokenizer
 from cloze.data.vocabulary_extension import pieces_of_new
 from cloze.errors import ClozeError
+from cloze.models.families import MosaicBertConfig, MosaicBertForMaskedLM
 from cloze.models.twins import encoder_twin, is_decoder
 
 Size = Literal["tiny", "mini", "small", "medium", "base"]
@@ -45,7 +46,7 @@ class NewModel(Config):
     """A model from scratch; `layers`, `width` and `heads` override those of `size`."""
 
     kind: Literal["new"] = "new"
-    family: Literal["modernbert", "bert"] = "modernbert"
+    family: Literal["modernbert", "bert", "mosaicbert"] = "modernbert"
     size: Size = "mini"
     layers: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=16)
@@ -150,6 +151,10 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
                 hidden_dropout_prob=choice.dropout,
                 attention_probs_dropout_prob=choice.dropout,
             )
+        )
+    if choice.family == "mosaicbert":
+        return MosaicBertForMaskedLM(
+            MosaicBertConfig(**shared, intermediate_size=4 * width, hidden_dropout_prob=choice.dropout)
         )
     return ModernBertForMaskedLM(
         ModernBertConfig(

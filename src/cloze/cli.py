@@ -289,6 +289,10 @@ def evaluate(
     probe: ProbeOption = False,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning; default: by size.")] = None,
     length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
+    unmask: Annotated[
+        str | None,
+        typer.Option(help="Causal models: open groups of layers, as in 0011,0110; all: all 16 ways."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html; default: the run's.")
     ] = None,
@@ -317,6 +321,7 @@ def evaluate(
             probe=probe,
             epochs=epochs,
             length=length,
+            unmask=_split(unmask),
             out=out,
             meter=meter,
         )

@@ -211,6 +211,11 @@ def load_body(path: str) -> PreTrainedModel:
     return cast(PreTrainedModel, encoder_twin(model).base_model) if is_decoder(model.config) else model
 
 
+def load_decoder(path: str) -> PreTrainedModel:
+    """The body of a causal LM as `AutoModel` gives it, in float32: a decoder, not its encoder twin."""
+    return _load(lambda config: AutoModel, path, "a decoder")[0]
+
+
 def _load(kind: Callable[[Any], Any], path: str, what: str) -> tuple[PreTrainedModel, list[str]]:
     """A model from a folder or the hub, and the names of the tensors that its checkpoint lacks.
 

@@ -36,6 +36,7 @@ from transformers import (
 from cloze.corruption.replace import Vocabulary
 from cloze.data.batch import Batch
 from cloze.masking.base import Networks
+from cloze.models.families import MosaicBertConfig, MosaicBertForMaskedLM
 
 PAD, UNK, CLS, SEP, MASK, FIRST = 0, 1, 2, 3, 4, 5  # FIRST: the first ordinary token
 SIZE = 96
@@ -180,6 +181,7 @@ _FAMILIES: dict[str, tuple[type, type[PreTrainedModel], dict[str, Any]]] = {
         DebertaV2ForMaskedLM,
         {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
     ),
+    "mosaicbert": (MosaicBertConfig, MosaicBertForMaskedLM, {"hidden_dropout_prob": 0.0}),
     "mpnet": (MPNetConfig, MPNetForMaskedLM, {"pad_token_id": 1}),
 }
 

@@ -292,6 +292,10 @@ def evaluate(
         float | None, typer.Option(help="Of fine-tuning, in place of the search for it.")
     ] = None,
     length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
+    unmask: Annotated[
+        str | None,
+        typer.Option(help="Causal models: open groups of layers, as in 0011,0110; all: all 16 ways."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html; default: the run's.")
     ] = None,
@@ -321,6 +325,7 @@ def evaluate(
             epochs=epochs,
             learning_rate=learning_rate,
             length=length,
+            unmask=_split(unmask),
             out=out,
             meter=meter,
         )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cloze.data.corpus import Progress
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
+from cloze.models import families
 from cloze.models.build import PretrainedModelChoice
 from cloze.recipes.load import load_recipe, merge, override, validate
 from cloze.recipes.schema import Recipe
@@ -30,7 +31,9 @@ class Run:
     @property
     def model(self) -> PreTrainedModel:
         """The model, loaded from OUT/model with stock attention."""
-        kind = getattr(transformers, self.summary["model"]["class"])
+        kind = getattr(transformers, self.summary["model"]["class"], None) or getattr(
+            families, self.summary["model"]["class"]
+        )
         return kind.from_pretrained(self.folder / "model", trust_remote_code=False)
 
     @property

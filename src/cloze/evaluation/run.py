@@ -29,7 +29,10 @@ SETTINGS = (
     "epochs",
     "learning_rate",
     "length",
+    "unmask",
 )  # of `Options`, that are written down
+
+EVERY_GROUP = tuple(f"{number:04b}" for number in range(16))  # what "--unmask all" stands for
 
 
 def evaluate(
@@ -44,6 +47,7 @@ def evaluate(
     epochs: int | None = None,
     learning_rate: float | None = None,
     length: int | None = None,
+    unmask: Sequence[str] = (),
     out: str | Path | None = None,
     meter: Meter | None = None,
 ) -> Evaluation:
@@ -53,7 +57,8 @@ def evaluate(
         model: a run, a model folder or a hub id.
         suites: names of suites (`cloze.evaluation.suites.SUITES`).
         data: where their data is: a path for all, or a path for each suite by its name.
-        seeds, tasks, columns, probe, epochs, learning_rate, length: see `Options`.
+        seeds, tasks, columns, probe, epochs, learning_rate, length, unmask: see `Options`; unmask may be
+            ["all"].
         out: folder for evaluation.json and evaluation.html; by default the run's, whose report and model card
             then have the results too, and none for other models. What was evaluated there before is kept. A
             suite that is done is written before the next one begins.
@@ -70,6 +75,9 @@ def evaluate(
         raise ClozeError(f"--suite: name one or more of {', '.join(SUITES)}")
     if seeds < 1:
         raise ClozeError(f"--seeds {seeds}: at least 1 is needed")
+    for suite in chosen:
+        if unmask and not suite.trains:
+            raise ClozeError(f"--unmask: {suite.name} trains nothing; it is for classify, pair and tag")
     subject = Subject(model)
     run = run_folder(model)
     folder = run if out is None else Path(out)
@@ -87,6 +95,7 @@ def evaluate(
         epochs=epochs,
         learning_rate=learning_rate,
         length=length,
+        unmask=tuple(group for given in unmask for group in (EVERY_GROUP if given == "all" else [given])),
     )
     if meter is not None:
         options = replace(options, meter=meter)

@@ -11,8 +11,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 from cloze.data.hub import offline
 from cloze.data.tokenizers import load_tokenizer
 from cloze.fill import model_folder
-from cloze.models.build import check_head, load_body, load_masked_lm
+from cloze.models.build import check_head, load_body, load_decoder, load_masked_lm
 from cloze.models.encoder import Encoder, isolate, position_offset
+from cloze.models.opened import OpenedDecoder
 
 
 class Subject:
@@ -20,6 +21,8 @@ class Subject:
 
     Args:
         model: a run's folder, a model folder or a hub id.
+        unmask: groups of layers of a causal model in which later tokens are visible (`opened_layers`), for
+            suites that fine-tune; None: a model is read as it is, or as its encoder twin.
 
     Errors: `ClozeError` where there is no model, or its tokenizer has no mask token or is not a fast one.
 
@@ -28,14 +31,14 @@ class Subject:
         device: where it is evaluated.
     """
 
-    def __init__(self, model: str | Path):
-        self.name, self.path = str(model), model_folder(model)
+    def __init__(self, model: str | Path, unmask: str | None = None):
+        self.name, self.path, self.unmask = str(model), model_folder(model), unmask
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Its tokenizer."""
-        return load_tokenizer(self.path)
+        """Its tokenizer; decoders may have one without a mask token."""
+        return load_tokenizer(self.path, add_mask_token=self.unmask is not None)
 
     @cached_property
     def masked_lm(self) -> Encoder:
@@ -51,6 +54,15 @@ class Subject:
         Each call loads it afresh, so everything that is fine-tuned starts from the same weights.
         """
         return load_body(self.path).eval().to(self.device)
+
+    def tunable(self) -> PreTrainedModel | OpenedDecoder:
+        """What is fine-tuned or probed: `body`, or the decoder with its opened layers.
+
+        Errors: `unmask` does not fit the model.
+        """
+        if self.unmask is None:
+            return self.body()
+        return OpenedDecoder(load_decoder(self.path).eval().to(self.device), self.unmask)
 
     @cached_property
     def longest(self) -> int:

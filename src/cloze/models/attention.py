@@ -4,9 +4,9 @@
 | --- | --- | --- |
 | dense | `scaled_dot_product_attention` without a mask | rows of one sample each, layers without a window |
 | varlen | `torch.nn.attention.varlen` | the rest on a GPU from compute capability 8.0, in bf16 or fp16 |
-| flex | `flex_attention` with a block mask, compiled | the rest on a GPU: fp32, visible prefixes |
+| flex | `flex_attention` with a block mask, compiled | the rest on a GPU: fp32, visible prefixes, ALiBi |
 | matmul | two batched products, the weights kept for the backward pass | CPU, rows of at most 512 tokens |
-| masked | `scaled_dot_product_attention` with a boolean mask | all else: long rows on a CPU, dropout |
+| masked | `scaled_dot_product_attention` with a mask | all else: long rows on a CPU, dropout |
 
 docs/speed.md says why.
 """
@@ -70,6 +70,7 @@ def choose(
     causal: bool,
     has: Kernels,
     open: bool = False,
+    biased: bool = False,
 ) -> Kernel:
     """The kernel for one layer.
 
@@ -78,15 +79,16 @@ def choose(
         dropout: of the attention weights.
         dense: every row is one sample. local: there is a window that hides something.
         causal: nothing sees what comes later. has: what there is.
-        open: but for some tokens, which all see.
+        open: but for some tokens, which all see. biased: something is added to the scores.
     """
     if device == "cpu" and length <= MATMUL_LENGTH:
         return "matmul"
-    if dense and not local and not open:
+    plain = not open and not biased
+    if dense and not local and plain:
         return "dense"
     if device != "cuda" or dropout > 0.0:
         return "masked"
-    half = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256 and not open
+    half = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256 and plain
     windows = "window_size" in has.varlen  # torch 2.10 has `is_causal` only
     if half and (windows or (has.varlen and not local and (not causal or "is_causal" in has.varlen))):
         return "varlen"
@@ -114,9 +116,12 @@ def kernels_of(
     names = ("attention_probs_dropout_prob", "attention_dropout")
     dropout = next((getattr(config, name) for name in names if hasattr(config, name)), 0.0)
     window = getattr(config, "sliding_window", None)
+    biased = getattr(config, "position_bias", None) is not None
     found = {"global": False} | ({"local": window < length - 1} if window is not None else {})
     return {
-        name: choose(device, dtype, width, length, dropout, dense, local, causal, has or _kernels, open)
+        name: choose(
+            device, dtype, width, length, dropout, dense, local, causal, has or _kernels, open, biased
+        )
         for name, local in found.items()
     }
 
@@ -157,16 +162,18 @@ def attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     visibility: Visibility | None = None,
+    slopes: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention for transformers' `AttentionInterface`: [rows, heads, length, width] in and transposed out.
 
-    ModernBERT hands over its half-window + 1 as `sliding_window`.
+    ModernBERT hands over its half-window + 1 as `sliding_window`, MosaicBERT the [heads] `slopes` of ALiBi.
     """
     if visibility is None:
         raise ClozeError("this model was set up for cloze's attention, but called without `visibility`")
     if attention_mask is not None:
         raise ClozeError("cloze's attention takes no attention_mask: give segments by `visibility` instead")
+    visibility = visibility.at(getattr(module, "layer_idx", None))
     if key.shape[1] != query.shape[1]:
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -188,6 +195,7 @@ def attention(
         visibility.causal,
         _kernels,
         visibility.open is not None,
+        slopes is not None,
     )
     if kernel == "varlen":
         return _varlen(query, key, value, scale, reach, visibility), None
@@ -195,9 +203,11 @@ def attention(
         # Outside of compiled code it would keep all scores; a CPU, where only tests run it, has no backward.
         alone = query.is_cuda and not torch.compiler.is_compiling()
         run: Any = _compiled_flex() if alone else flex_attention
-        out = run(query, key, value, block_mask=visibility.blocks(reach), scale=scale)
+        change = None if slopes is None else _alibi(slopes)
+        out = run(query, key, value, change, block_mask=visibility.blocks(reach), scale=scale)
     elif kernel == "matmul":
-        out = matmul_attention(query, key, value, visibility.mask(reach), dropout, scale)
+        bias = None if slopes is None else visibility.bias(slopes)
+        out = matmul_attention(query, key, value, visibility.mask(reach), dropout, scale, bias)
     elif kernel == "dense":
         causal = visibility.causal
         out = F.scaled_dot_product_attention(
@@ -205,19 +215,41 @@ def attention(
         )
     else:
         mask = visibility.mask(reach)
+        if slopes is not None:
+            bias = visibility.bias(slopes).to(query.dtype)
+            mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
         out = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).contiguous(), None
 
 
+def _alibi(slopes: Tensor) -> Callable[..., Tensor]:
+    """What `flex_attention` asks of each score."""
+
+    def lowered(score: Tensor, _row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score - slopes[head] * (query - key).abs()
+
+    return lowered
+
+
 def matmul_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scale: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Attention by two batched products; the mask is True where the query sees the key.
+
+    `bias` [heads, length, length] is added to the scores.
 
     On CPUs that multiply bf16, the fused kernel takes four times as long in bf16 and twice as long in float32
     (benchmarks/cpu_kernels.py).
     """
     scores = (query * scale) @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     exact = torch.promote_types(scores.dtype, torch.float32)

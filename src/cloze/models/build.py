@@ -29,6 +29,7 @@ from cloze.data.tokenizers import ids_of, load_tokenizer
 from cloze.data.vocabulary_extension import pieces_of_new
 from cloze.errors import ClozeError
 from cloze.models.detector import is_detector
+from cloze.models.families import MosaicBertConfig, MosaicBertForMaskedLM
 from cloze.models.twins import encoder_twin, is_decoder
 
 Size = Literal["tiny", "mini", "small", "medium", "base"]
@@ -46,7 +47,7 @@ class NewModel(Config):
     """A model from scratch; `layers`, `width` and `heads` override those of `size`."""
 
     kind: Literal["new"] = "new"
-    family: Literal["modernbert", "bert"] = "modernbert"
+    family: Literal["modernbert", "bert", "mosaicbert"] = "modernbert"
     size: Size = "mini"
     layers: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=16)
@@ -152,6 +153,10 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
                 attention_probs_dropout_prob=choice.dropout,
             )
         )
+    if choice.family == "mosaicbert":
+        return MosaicBertForMaskedLM(
+            MosaicBertConfig(**shared, intermediate_size=4 * width, hidden_dropout_prob=choice.dropout)
+        )
     return ModernBertForMaskedLM(
         ModernBertConfig(
             **shared,
@@ -210,6 +215,11 @@ def load_body(path: str) -> PreTrainedModel:
     if missing:
         raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {missing[0]}")
     return cast(PreTrainedModel, encoder_twin(model).base_model) if is_decoder(model.config) else model
+
+
+def load_decoder(path: str) -> PreTrainedModel:
+    """The body of a causal LM as `AutoModel` gives it, in float32: a decoder, not its encoder twin."""
+    return _load(lambda config: AutoModel, path, "a decoder")[0]
 
 
 def _load(kind: Callable[[Any], Any], path: str, what: str) -> tuple[PreTrainedModel, list[str]]:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from cloze.models.mosaicbert import bias_of
+
 
 class Visibility:
     """Visibility of one forward pass; masks are made once and shared by the layers.
@@ -23,6 +25,7 @@ class Visibility:
             one piece, in one row.
         causal: a token sees only itself and what is before it.
         open: [rows, length] bool, tokens that their whole segment sees although it is causal; None: none are.
+        open_layers: numbers of the layers in which nothing is causal.
         dense: all rows are one segment each, so that no mask is needed for it.
         runs: at least as many as there are runs of equal segments in all rows, padding counted; None: not
             known. Only the size of `starts` follows from it.
@@ -35,15 +38,34 @@ class Visibility:
         dense: bool = False,
         runs: int | None = None,
         open: Tensor | None = None,
+        open_layers: frozenset[int] = frozenset(),
     ):
         self.segments = segments
         self.causal = causal
         self.open = open if causal else None
+        self.open_layers = open_layers if causal else frozenset()
         self.dense = dense
         self.runs = segments.numel() if runs is None else runs
         self._masks: dict[int | None, Tensor | None] = {}
         self._blocks: dict[int | None, BlockMask] = {}
         self._starts: Tensor | None = None
+        self._bias: Tensor | None = None
+        self._both_sides = Visibility(segments, False, dense, runs) if self.open_layers else None
+
+    def at(self, layer: int | None) -> Visibility:
+        """What is visible in this layer."""
+        if self._both_sides is None or layer not in self.open_layers:
+            return self
+        return self._both_sides
+
+    def bias(self, slopes: Tensor) -> Tensor:
+        """[heads, length, length] float32 of symmetric ALiBi, the same in all layers.
+
+        Segments lie in one piece, so a distance in a row is one in a sample.
+        """
+        if self._bias is None:
+            self._bias = bias_of(slopes, self.segments.shape[1])
+        return self._bias
 
     def local(self, reach: int | None) -> bool:
         """Whether `reach` hides anything in rows of this length."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from cloze.models.opened import OpenedDecoder
+
 _FORWARD_TOKENS = 8192  # of a batch without gradients
 _BUCKET = 50  # batches whose sequences are sorted by length together
 
@@ -60,7 +62,7 @@ def encode(
     return Sequences(ids, found["token_type_ids"] if paired and types else None)
 
 
-def has_types(body: PreTrainedModel) -> bool:
+def has_types(body: PreTrainedModel | OpenedDecoder) -> bool:
     """Whether a model tells the two texts of a pair apart by token types."""
     known = "token_type_ids" in inspect.signature(body.forward).parameters
     return known and (getattr(body.config, "type_vocab_size", 0) or 0) > 1

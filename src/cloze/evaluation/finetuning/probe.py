@@ -83,7 +83,7 @@ class Features:
 
     def __init__(self, subject: Subject, task: Task, length: int):
         self.subject, self.task, self.length = subject, task, length
-        self.body = subject.body()
+        self.body = subject.tunable()
 
     def __call__(self, examples: list[Example]) -> np.ndarray:
         if self.task.shape == "tag":

@@ -25,6 +25,7 @@ from cloze.evaluation.finetuning.encoding import (
 from cloze.evaluation.finetuning.protocol import Protocol
 from cloze.evaluation.finetuning.task import Example, Task
 from cloze.evaluation.subject import Subject
+from cloze.models.opened import OpenedDecoder
 from cloze.training.optimisers import OptimizerChoice, build_optimizers
 from cloze.training.schedules import Schedule
 
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 class Tuned(nn.Module):
     """An encoder, dropout and a linear head on the mean of its final states, or on those of words."""
 
-    def __init__(self, body: PreTrainedModel, outputs: int, dropout: float):
+    def __init__(self, body: PreTrainedModel | OpenedDecoder, outputs: int, dropout: float):
         super().__init__()
         self.body = body
         self.dropout = nn.Dropout(dropout)
@@ -67,7 +68,7 @@ class Tuner:
     def __init__(self, subject: Subject, task: Task, protocol: Protocol):
         self.subject, self.task, self.protocol = subject, task, protocol
         self.pad = subject.tokenizer.pad_token_id or 0
-        self.types = has_types(subject.body())
+        self.types = has_types(subject.tunable())
 
     def part(self, examples: list[Example]) -> Part:
         """Tokenise examples."""
@@ -83,7 +84,7 @@ class Tuner:
         protocol, outputs = self.protocol, max(1, len(self.task.labels))
         torch.manual_seed(seed)  # of the head, then of dropout
         draw = np.random.default_rng(seed)
-        model = Tuned(self.subject.body(), outputs, protocol.dropout).to(self.subject.device)
+        model = Tuned(self.subject.tunable(), outputs, protocol.dropout).to(self.subject.device)
         choices = OptimizerChoice(learning_rate=rate, weight_decay=protocol.weight_decay)
         (optimizer,) = build_optimizers(model, choices)
         schedule = Schedule(kind="linear", warmup=protocol.warmup)

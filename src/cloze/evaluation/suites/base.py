@@ -30,6 +30,7 @@ class Options:
         probe: a frozen encoder with a logistic regression in place of fine-tuning.
         epochs, learning_rate: of fine-tuning; None: the protocol's.
         length: most tokens of a sequence; None: the suite's own.
+        unmask: for causal models, each in turn: groups of layers that are opened (`cloze.models.opened`).
         meter: is told how far the suite is.
     """
 
@@ -41,6 +42,7 @@ class Options:
     epochs: int | None = None
     learning_rate: float | None = None
     length: int | None = None
+    unmask: tuple[str, ...] = ()
     meter: Meter = lambda what, done, total: None
 
 
@@ -52,7 +54,7 @@ class Suite:
         name: as on the command line. about: one line for people.
         run: measures; raises `ClozeError` in one line for every mistake that the user can mend.
         main: the metric that tables show first, and whose mean over tasks is told, for each task.
-        trains: whether `Options.probe` means something to it. brings: whether a run has its data.
+        trains: whether `Options.probe` and `unmask` mean something to it. brings: whether a run has its data.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 from cloze.errors import ClozeError
 from cloze.evaluation.finetuning.columns import Shape
@@ -15,8 +16,9 @@ from cloze.evaluation.suites.base import Options, Scores, Suite
 
 
 def run(shape: Shape, subject: Subject, options: Options) -> Scores:
-    """Fine-tune on each task of a shape, or probe."""
-    protocol = _protocol(subject, options)
+    """Fine-tune on each task of a shape, or probe; with `unmask` once for each of its settings."""
+    subjects = [Subject(subject.name, groups) for groups in options.unmask] or [subject]
+    protocol = _protocol(subjects[0], options)
     tasks = find_tasks(shape, options.data, options.tasks, options.columns)
     tried = len(protocol.learning_rates) if options.learning_rate is None else 0
     runs = 1 if options.probe else options.seeds + tried
@@ -24,16 +26,17 @@ def run(shape: Shape, subject: Subject, options: Options) -> Scores:
 
     def tick(what: str) -> None:
         nonlocal done
-        options.meter(what, done, runs * len(tasks))
+        options.meter(what, done, runs * len(tasks) * len(subjects))
         done += 1
 
     found: Scores = {}
-    for task in tasks:
+    for one, task in product(subjects, tasks):
+        name = task.name if one.unmask is None else f"{task.name} {one.unmask}"
         if options.probe:
-            tick(f"{task.name}: probe")
-            found[task.name] = probe(subject, task, protocol)
+            tick(f"{name}: probe")
+            found[name] = probe(one, task, protocol)
         else:
-            found[task.name] = finetune(subject, task, protocol, options.seeds, tick)
+            found[name] = finetune(one, replace(task, name=name), protocol, options.seeds, tick)
     return found
 
 

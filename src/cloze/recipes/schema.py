@@ -16,7 +16,7 @@ from cloze.methods.composite import MAIN
 from cloze.methods.objectives import MlmObjective, ObjectiveChoice
 from cloze.methods.visibility import AllVisible, VisibilityChoice
 from cloze.models.build import ModelChoice, NewModel, PretrainedModelChoice
-from cloze.training.settings import Evaluation, Training
+from cloze.training.settings import Evaluation, Start, Training
 
 if TYPE_CHECKING:
     MaskingChoice = Masking
@@ -33,16 +33,14 @@ class Variant(Config):
     objective: ObjectiveChoice | None = None
 
 
-class Stage(Config):
-    """A part of the run with its own method.
+class Stage(Start):
+    """A part of the run with its own method; how it begins: `Start`.
 
     Attributes:
-        share: share of the run's steps; the shares of all stages add up to 1.
         use: what is trained: `main` (the recipe's own four choices), one of its `variants`, or a mixture such
             as `{causal: 1, main: 15}`, whose numbers are shares of the rows, hence of the tokens.
     """
 
-    share: float = Field(1.0, gt=0.0, le=1.0)
     use: str | dict[str, Annotated[float, Field(gt=0.0)]] = MAIN
 
     def shares(self) -> dict[str, float]:

@@ -3,13 +3,13 @@
     python benchmarks/visibility.py --data BOOKS/train-04-of-05.jsonl.gz --heldout BOOKS/valid.jsonl.gz \\
         --domain BIOMED_LINES --out benchmarks/results/visibility
 
-`scratch-*`: a causal and a masked model from new weights. `to-*`: each goes on as the other, with 1/8, 1/4 and
-1/2 of the steps and a whole schedule of its own; the table has the share of the steps after which it is as good
-as the model from new weights, between two budgets on a straight line over the logarithm of the steps.
+`scratch-*`: a causal and a masked model from new weights. `to-*`: each goes on as the other, with 1/8, 1/4
+and 1/2 of the steps and a schedule of its own; the last lines are the share of the steps after which it is
+as good as the model from new weights, between two budgets on a straight line over the logarithm of the steps.
 `clm-*`, `mlm-*`: a quarter of the steps causal against none, at three rates, and what is done at the switch.
 `detour-*`: the masked model goes on with the domain's text, with causal steps first or without.
-ModernBERT 4 x 128, vocabulary 4,096, 16 rows of 128, Muon, one thread. A JSON file per run; finished runs are not
-made again (`--most N` stops after N new ones, `--table` only prints).
+ModernBERT 4 x 128, vocabulary 4,096, 16 rows of 128, Muon, one thread. A JSON file per run; finished runs are
+not made again (`--most N` stops after N new ones, `--table` only prints).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import write_json

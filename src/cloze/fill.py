@@ -15,7 +15,7 @@ from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.models.build import load_masked_lm
 from cloze.models.encoder import position_offset
-from cloze.models.twins import is_decoder
+from cloze.models.twins import is_decoder, is_encoder_decoder
 from cloze.training.state import replace_folder
 
 
@@ -90,6 +90,8 @@ def _guess(tokenizer: Any, ids: list[int], blank: int, token: int, probability: 
 def auto_class(folder: Path) -> str:
     """Name of the class of transformers that loads a model folder."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if is_encoder_decoder(config):
+        return "AutoModelForSeq2SeqLM"
     return "AutoModelForCausalLM" if is_decoder(config) else "AutoModelForMaskedLM"
 
 

@@ -42,11 +42,14 @@ class Vocabulary:
         size: number of ids.
         mask: id of the mask token.
         ordinary: [n] int64, the ids that a random replacement is drawn from: no specials.
+        sentinels: ids of the sentinels (`corruption: sentinels`), in their order. end: id that ends a text.
     """
 
     size: int
     mask: int
     ordinary: torch.Tensor
+    sentinels: tuple[int, ...] = ()
+    end: int = 0
 
 
 def replace(batch: Batch, plan: MaskPlan, config: Replace, vocabulary: Vocabulary, seed: int) -> View:

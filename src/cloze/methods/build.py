@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from cloze.corruption.replace import Replace, Vocabulary
-from cloze.data.tokenizers import ids_of
+from cloze.corruption.sentinels import Sentinels
+from cloze.data.tokenizers import ids_of, sentinels_of
 from cloze.errors import ClozeError
 from cloze.masking.base import Masking, Networks
 from cloze.masking.uniform import Uniform
 from cloze.methods.base import Method
 from cloze.methods.composite import MAIN, Composite
-from cloze.methods.objectives import MlmObjective, NextTokenObjective
+from cloze.methods.infilling import Infilling
+from cloze.methods.objectives import InfillObjective, MlmObjective, NextTokenObjective
 from cloze.methods.token_prediction import TokenPrediction
-from cloze.methods.visibility import AllVisible, CausalVisible, PrefixVisible
+from cloze.methods.visibility import AllVisible, EncoderDecoderVisible, Visible
 from cloze.models.encoder import Encoder
+from cloze.models.encoder_decoder import EncoderDecoder
 from cloze.models.twins import check_twin
 
 
@@ -29,21 +32,28 @@ class Choices:
     """The four choices of a method."""
 
     masking: Masking = field(default_factory=Uniform)
-    corruption: Replace = field(default_factory=Replace)
-    visibility: AllVisible | CausalVisible | PrefixVisible = field(default_factory=AllVisible)
-    objective: MlmObjective | NextTokenObjective = field(default_factory=MlmObjective)
+    corruption: Replace | Sentinels = field(default_factory=Replace)
+    visibility: Visible = field(default_factory=AllVisible)
+    objective: MlmObjective | NextTokenObjective | InfillObjective = field(default_factory=MlmObjective)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     """What corruptions need of a tokenizer: random replacements come from all ids but the specials."""
     specials = set(tokenizer.all_special_ids)
     ordinary = sorted(set(tokenizer.get_vocab().values()) - specials)
-    return Vocabulary(ids_of(tokenizer), tokenizer.mask_token_id, torch.tensor(ordinary))
+    end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    return Vocabulary(
+        ids_of(tokenizer), tokenizer.mask_token_id, torch.tensor(ordinary), sentinels_of(tokenizer), end or 0
+    )
 
 
 def build_method(
-    choices: Choices, encoder: Encoder, vocabulary: Vocabulary, counts: Tensor | None = None, seed: int = 0
-) -> TokenPrediction:
+    choices: Choices,
+    encoder: Encoder | EncoderDecoder,
+    vocabulary: Vocabulary,
+    counts: Tensor | None = None,
+    seed: int = 0,
+) -> TokenPrediction | Infilling:
     """The method of four choices.
 
     Args:
@@ -53,11 +63,23 @@ def build_method(
 
     Errors: a visibility that the model cannot have.
     """
-    if choices.visibility.kind != "all" and not encoder.isolates:
+    visibility = choices.visibility
+    if isinstance(visibility, EncoderDecoderVisible) != isinstance(encoder, EncoderDecoder):
+        is_one = "an" if isinstance(encoder, EncoderDecoder) else "no"
         raise ClozeError(
-            f"visibility.kind={choices.visibility.kind}: {type(encoder.model).__name__} cannot be run so "
+            f"visibility.kind={visibility.kind}: {type(encoder.model).__name__} is {is_one} encoder-decoder; "
+            "model.family=t5 goes with visibility.kind=enc_dec, and nothing else does"
+        )
+    if visibility.kind != "all" and not encoder.isolates:
+        raise ClozeError(
+            f"visibility.kind={visibility.kind}: {type(encoder.model).__name__} cannot be run so "
             "that tokens see only what is before them; use model.family=modernbert or bert"
         )
+    if isinstance(choices.corruption, Sentinels):
+        return Infilling(encoder, choices.masking, choices.corruption, visibility.kind, vocabulary, seed)
+    assert isinstance(encoder, Encoder)
+    assert not isinstance(visibility, EncoderDecoderVisible)
+    assert not isinstance(choices.objective, InfillObjective)
     table = cast(nn.Embedding, encoder.model.get_input_embeddings())
 
     def embed(ids: Tensor) -> Tensor:
@@ -69,7 +91,7 @@ def build_method(
         encoder,
         choices.masking.build(networks),
         choices.corruption,
-        choices.visibility,
+        visibility,
         choices.objective,
         vocabulary,
         seed,

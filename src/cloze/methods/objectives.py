@@ -68,7 +68,22 @@ class NextTokenObjective(Config):
         return MaskPlan(plan.hidden, plan.predicted & able, plan.inclusion, reference)
 
 
-ObjectiveChoice = Annotated[MlmObjective | NextTokenObjective, Field(discriminator="kind")]
+class InfillObjective(Config):
+    """The hidden runs are written out behind their sentinels, token by token (`methods/infilling.py`).
+
+    By an encoder-decoder (`visibility: enc_dec`), or behind the text itself by one network that sees
+    only the past (`causal`) or the whole text and the past of the answer (`prefix`).
+    """
+
+    kind: Literal["infill"] = "infill"
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether tokens are predicted that are not hidden."""
+        return False
+
+
+ObjectiveChoice = Annotated[MlmObjective | NextTokenObjective | InfillObjective, Field(discriminator="kind")]
 
 
 def follows(segments: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from cloze.config import Config
 from cloze.corruption.replace import Replace
+from cloze.corruption.sentinels import Sentinels
 from cloze.data.corpus import Data, TokenizerChoice, TrainTokenizer
 from cloze.masking import POLICIES, Masking
 from cloze.methods.build import Choices
@@ -24,11 +25,17 @@ else:
     MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
+CorruptionChoice = Annotated[Replace | Sentinels, Field(discriminator="kind")]
+
+
+INFILLED = ("spans", "words", "uniform", "rest")  # policies whose weights are all 1
+
+
 class Variant(Config):
     """Another method of the same run: what it does not say is the recipe's own choice."""
 
     masking: MaskingChoice | None = None
-    corruption: Replace | None = None
+    corruption: CorruptionChoice | None = None
     visibility: VisibilityChoice | None = None
     objective: ObjectiveChoice | None = None
 
@@ -64,7 +71,7 @@ class Recipe(Config):
     tokenizer: TokenizerChoice = TrainTokenizer()
     model: ModelChoice = NewModel()
     masking: MaskingChoice
-    corruption: Replace = Replace()
+    corruption: CorruptionChoice = Replace()
     visibility: VisibilityChoice = AllVisible()
     objective: ObjectiveChoice = MlmObjective()
     variants: dict[VariantName, Variant] = Field(default_factory=dict)
@@ -93,6 +100,7 @@ class Recipe(Config):
                     f"{at}masking.kind=none hides nothing, and {at}objective predicts hidden tokens: choose "
                     "another masking.kind, or objective={kind: next_token}"
                 )
+            _check_infilling(at, choices, self.training.compile)
             if choices.objective.everywhere and choices.visibility.kind == "all":
                 raise ValueError(
                     f"{at}objective predicts every next token, which {at}visibility.kind=all shows: use "
@@ -144,6 +152,11 @@ class Recipe(Config):
         return found
 
     @property
+    def infills(self) -> bool:
+        """Whether one of its methods needs sentinels."""
+        return any(choices.objective.kind == "infill" for choices in self.methods().values())
+
+    @property
     def unbiased(self) -> bool:
         """Whether all of its policies are."""
         return all(choices.masking.unbiased for choices in self.methods().values())
@@ -161,3 +174,28 @@ class Recipe(Config):
             "visibility": found.visibility.kind,
             "objective": found.objective.kind,
         }
+
+
+def _check_infilling(at: str, choices: Choices, compiled: bool) -> None:
+    """Sentinels, their objective and what sees them go together."""
+    infills = choices.objective.kind == "infill"
+    if infills != (choices.corruption.kind == "sentinels"):
+        raise ValueError(
+            f"{at}objective={{kind: infill}} goes with {at}corruption={{kind: sentinels}}: set both, or none"
+        )
+    if not infills:
+        if choices.visibility.kind == "enc_dec":
+            raise ValueError(f"{at}visibility.kind=enc_dec needs {at}objective={{kind: infill}}")
+        return
+    if choices.visibility.kind == "all":
+        raise ValueError(
+            f"{at}objective writes out what is hidden, which {at}visibility.kind=all would show: use "
+            "enc_dec, causal or prefix"
+        )
+    if choices.masking.kind not in INFILLED:
+        raise ValueError(
+            f"{at}masking.kind={choices.masking.kind}: its weights are for single tokens; with "
+            f"{at}objective={{kind: infill}} use one of {', '.join(INFILLED)}"
+        )
+    if compiled:
+        raise ValueError("training.compile: answers differ in length from batch to batch; leave it out")

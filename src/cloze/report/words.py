@@ -78,7 +78,7 @@ def _word_table(title: str, rows: list[tuple[float, float, dict[str, Any]]]) -> 
 
 def filled_examples(samples: dict[str, Any]) -> str:
     """Each example as prose with numbered blanks, and below it what the model guessed for each."""
-    every = [example for example in records(samples, "examples") if "continuation" not in example]
+    every = [e for e in records(samples, "examples") if not e.keys() & {"continuation", "answer"}]
     articles = "".join(_example(example) for example in every[:EXAMPLES])
     if not articles:
         return ""
@@ -105,6 +105,26 @@ def continuations(samples: dict[str, Any]) -> str:
     return (
         '<p class="note">Beginnings of held-out text, and <mark class="hit">how the model goes on</mark>: '
         f"always the most probable next token, which repeats itself soon.</p>{articles}"
+    )
+
+
+def answers(samples: dict[str, Any]) -> str:
+    """Each text with its hidden spans as numbers, what the model wrote for them, and what stood there."""
+    articles = ""
+    for example in [e for e in records(samples, "examples") if "answer" in e][:EXAMPLES]:
+        given = "".join(str(token.get("text", "")) for token in records(example, "tokens"))
+        made, truth = (escape(str(example.get(key, ""))) for key in ("answer", "truth"))
+        articles += (
+            f'<article><p class="prose" dir="auto">{escape(given)}</p>'
+            f'<p class="prose" dir="auto"><mark class="hit">{made}</mark></p>'
+            f'<p class="note" dir="auto">The text had: {truth}</p></article>'
+        )
+    if not articles:
+        return ""
+    return (
+        '<p class="note">Held-out text with numbers in the place of its hidden spans, and '
+        '<mark class="hit">what the model writes for each</mark>: always the most probable next token.</p>'
+        + articles
     )
 
 

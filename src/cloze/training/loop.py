@@ -116,7 +116,9 @@ class Trainer:
         with self.autocast():
             half = torch.is_autocast_enabled("cuda")
             dtype = torch.get_autocast_dtype("cuda") if half else torch.float32
-        encoder = next(m for m in self.method.modules() if isinstance(m, Encoder))
+        encoder = next((m for m in self.method.modules() if isinstance(m, Encoder)), None)
+        if encoder is None:  # an encoder-decoder has transformers' own kernels
+            return
         for phase, kind in product(self.settings.phases, sorted(self.method.sees)):
             seen: dict[str, Any] = {"causal": kind != "all", "open": kind == "prefix"}
             found = kernels_of(encoder.model.config, "cuda", dtype, phase.length, dense=False, **seen)
@@ -209,8 +211,8 @@ class Trainer:
         return StepResult(losses, loss, norm.item(), predicted, tokens, rate)
 
     def _begin_stage(self) -> float:
-        """Factor on the learning rate after a switch of methods; at the switch itself the optimisers may forget."""
-        begin = end = 0
+        """Factor on the learning rate after a switch of methods; at the switch the optimisers may forget."""
+        begin = end = 0.0
         for stage in self.stages:
             begin, end = end, end + stage.share * self.state.steps
             first, last = math.ceil(begin - 1e-6), math.ceil(end - 1e-6)

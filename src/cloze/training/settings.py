@@ -35,7 +35,7 @@ class Start(Config):
     Attributes:
         share: share of the run's steps; the shares of all parts add up to 1.
         fresh_optimizer: the optimiser forgets its moments.
-        warmup: share of the part's own steps in which the learning rate rises again to what the schedule says.
+        warmup: share of the part's steps in which the learning rate rises again to what the schedule says.
     """
 
     share: float = Field(1.0, gt=0.0, le=1.0)

@@ -18,7 +18,7 @@ from typing import Any
 
 from common import pretrain, write_json
 
-WORDS = tuple("the of and to in that was he it his is with as for had you".split())
+WORDS = ("the", "of", "and", "to", "in", "that", "was", "he", "it", "his", "is", "with", "as", "for", "had")
 DECIDING = ("yes", "no")
 SIZE = 12
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from cloze.corruption.replace import Vocabulary
 from cloze.data.corpus import Corpus, Progress, open_corpus
 from cloze.data.loader import Loader
+from cloze.data.tokenizers import add_sentinels
 from cloze.errors import ClozeError
 from cloze.evaluation.heldout import HeldOutSet
 from cloze.methods.base import Method
 from cloze.methods.build import build_method, compose, vocabulary_of
 from cloze.models.build import PretrainedModelChoice, build_model
-from cloze.models.encoder import Encoder, isolate
+from cloze.models.encoder import Encoder
+from cloze.models.encoder_decoder import EncoderDecoder, wrap
 from cloze.recipes.schema import Recipe
 
 log = logging.getLogger("cloze")
@@ -38,7 +40,7 @@ class Parts:
 
     corpus: Corpus
     vocabulary: Vocabulary
-    encoder: Encoder
+    encoder: Encoder | EncoderDecoder
     method: Method[Any]
     loaders: list[Loader]
     held_out: HeldOutSet
@@ -72,7 +74,7 @@ def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
 
 
 def method_of(
-    recipe: Recipe, encoder: Encoder, vocabulary: Vocabulary, counts: Tensor | None = None
+    recipe: Recipe, encoder: Encoder | EncoderDecoder, vocabulary: Vocabulary, counts: Tensor | None = None
 ) -> Method[Any]:
     """The method of a recipe; several of them if it has variants. `counts`: as for `build_method`."""
     methods = {
@@ -89,18 +91,22 @@ def open_text(recipe: Recipe, objects: list[Any], progress: Progress | None) -> 
     corpus = open_corpus(recipe.data, recipe.tokenizer, path, objects, progress)
     for line in corpus.report.lines():
         log.info("%s", line)
+    if recipe.infills:
+        add_sentinels(corpus.tokenizer)
     return corpus
 
 
-def _encoder(recipe: Recipe, corpus: Corpus) -> Encoder:
-    encoder = isolate(build_model(recipe.model, corpus.tokenizer, recipe.seed))
+def _encoder(recipe: Recipe, corpus: Corpus) -> Encoder | EncoderDecoder:
+    encoder = wrap(build_model(recipe.model, corpus.tokenizer, recipe.seed))
     if not encoder.isolates:
         name = type(encoder.model).__name__
         log.warning("%s cannot keep packed samples apart (leak probe): rows hold one sample each", name)
     return encoder
 
 
-def _loader(recipe: Recipe, corpus: Corpus, encoder: Encoder, length: int, held_out: bool = False) -> Loader:
+def _loader(
+    recipe: Recipe, corpus: Corpus, encoder: Encoder | EncoderDecoder, length: int, held_out: bool = False
+) -> Loader:
     longest = encoder.longest()
     alone = not encoder.isolates
     layout = corpus.layout(min(length, longest) if alone else length, longest, alone)

@@ -14,11 +14,11 @@ from cloze.corruption.replace import Vocabulary
 from cloze.data.batch import Batch
 from cloze.data.corpus import LoadTokenizer, finished_store, source_tokens
 from cloze.data.store import PARAGRAPH, SENTENCE, UNIT
-from cloze.data.tokenizers import load_tokenizer
+from cloze.data.tokenizers import add_sentinels, load_tokenizer
 from cloze.errors import ClozeError
 from cloze.methods.build import vocabulary_of
 from cloze.models.build import PretrainedModelChoice, build_model, parameters
-from cloze.models.encoder import isolate
+from cloze.models.encoder_decoder import wrap
 from cloze.progress import stretches
 from cloze.recipes.schema import Recipe
 from cloze.terminal import amount, duration
@@ -38,10 +38,12 @@ def estimate(recipe: Recipe) -> dict[str, str]:
     (and a few kilobytes of it), trains nothing and writes nothing.
     """
     tokenizer = _tokenizer(recipe)
+    if recipe.infills:
+        add_sentinels(tokenizer)
     model = build_model(recipe.model, tokenizer, recipe.seed)
     vocabulary = vocabulary_of(tokenizer)
     accelerator = Accelerator(cpu=torch.backends.mps.is_available())
-    encoder = isolate(model)
+    encoder = wrap(model)
     method = method_of(recipe, encoder, vocabulary).to(accelerator.device)
     phases = recipe.training.phases
     # Rows as the run has them: of one sample each where the model cannot keep several apart.

@@ -16,7 +16,7 @@ from cloze.errors import ClozeError
 from cloze.models.build import load_masked_lm
 from cloze.models.detector import is_detector
 from cloze.models.encoder import position_offset
-from cloze.models.twins import is_decoder
+from cloze.models.twins import is_decoder, is_encoder_decoder
 from cloze.training.state import replace_folder
 
 
@@ -95,6 +95,8 @@ def auto_class(folder: Path) -> str:
         return (
             "AutoModelForPreTraining" if config.model_type == "electra" else "AutoModelForTokenClassification"
         )
+    if is_encoder_decoder(config):
+        return "AutoModelForSeq2SeqLM"
     return "AutoModelForCausalLM" if is_decoder(config) else "AutoModelForMaskedLM"
 
 

@@ -114,7 +114,9 @@ class Session:
         self.place.compare_text(corpus, state, force)
         parts = self.parts = assemble(recipe, corpus, accelerator.device)
         self.unigram = unigram_loss(parts)
-        self.trainer = Trainer(parts.method, parts.loaders, settings, state, recipe.seed, accelerator)
+        self.trainer = Trainer(
+            parts.method, parts.loaders, settings, state, recipe.seed, accelerator, recipe.stages
+        )
         self.initial = tensors.get("heldout.initial")
         self.metrics = Metrics(
             self.folder / "metrics.jsonl", state.metrics_bytes, accelerator, self.listeners

@@ -13,6 +13,7 @@ from cloze.diagnosis.parameters import counted
 from cloze.methods.base import TokenWork, Work
 from cloze.methods.composite import Mixed
 from cloze.methods.pair_prediction import PairWork
+from cloze.models.encoder_decoder import EncoderDecoder
 from cloze.models.operations import operations, seen
 from cloze.progress import part_at, stretches
 from cloze.recipes.schema import Recipe
@@ -42,19 +43,22 @@ def _cost(recipe: Recipe, parts: Parts, start: float, end: float) -> Cost:
     device = next(method.parameters()).device
     body, head = counted(model)
     reaches = reaches_of(model.config)
-    tokens = predicted = attended = 0.0
+    stacks = isinstance(parts.encoder, EncoderDecoder)  # a half of the body for each view, more or less
+    tokens = predicted = attended = worked = 0.0
     for place, moment in enumerate(MOMENTS):
         batch = loader.batch(place * ROWS, ROWS).to(device).repeat(method.copies)
         work = method.prepare(batch, start + moment * (end - start))
         tokens += int(work.tokens)
         predicted += int(work.predicted)
-        for view in views_of(work):
+        views = views_of(work)
+        for view in views:
             lengths = lengths_of(view)
+            worked += sum(lengths) / (2 if stacks else 1)
             sees = seen(lengths, reaches, prefixes_of(view) if view.causal else None)
             attended += sum(lengths) * sees * len(reaches) * model.config.hidden_size
     # What a step has of them, by the tokens that the run's budget counts with.
     each = phase.rows * phase.length * loader.fill / tokens
-    return Cost(each * tokens, each * predicted, each * operations(body, head, tokens, predicted, attended))
+    return Cost(each * tokens, each * predicted, each * operations(body, head, worked, predicted, attended))
 
 
 def views_of(work: Work) -> list[View]:

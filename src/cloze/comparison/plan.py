@@ -141,7 +141,7 @@ def make_plan(
 
 def _tokenizer_key(recipe: Recipe) -> str:
     path = recipe.model.path if isinstance(recipe.model, PretrainedModelChoice) else None
-    return json.dumps([recipe.tokenizer.model_dump(), path])
+    return json.dumps([recipe.tokenizer.model_dump(), path, recipe.infills])
 
 
 def _check_held_out(arms: Sequence[Arm], parts: dict[str, Parts]) -> None:

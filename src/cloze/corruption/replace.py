@@ -45,6 +45,7 @@ class Vocabulary:
         first, separator: ids of what stands before a text, and after each of a pair of texts; None: it has
             none.
         blank: [n] int64, the ids that stand for white space alone.
+        sentinels: ids of the sentinels (`corruption: sentinels`), in their order. end: id that ends a text.
     """
 
     size: int
@@ -53,6 +54,8 @@ class Vocabulary:
     first: int | None = None
     separator: int | None = None
     blank: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    sentinels: tuple[int, ...] = ()
+    end: int = 0
 
 
 def replace(batch: Batch, plan: MaskPlan, config: Replace, vocabulary: Vocabulary, seed: int) -> View:

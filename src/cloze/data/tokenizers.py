@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from cloze.errors import ClozeError
 _MAX_UNKNOWN = 0.01
 _MAX_FERTILITY = 3.0
 _SAMPLE_CHARS = 60
+SENTINEL, SENTINELS = "<extra_id_{}>", 100  # as T5 names them
 
 
 def load_tokenizer(path: str | Path, add_mask_token: bool = False) -> PreTrainedTokenizerFast:
@@ -145,3 +146,18 @@ def _sample(backend: Tokenizer, rule: UnitRule, text: str) -> str:
     places = [encoding.offsets[token][0] for token in np.flatnonzero(unit_starts(rule, encoding))]
     pieces = (text[start:stop] for start, stop in pairwise([*places, len(text)]))
     return "|".join(piece for piece in pieces if piece).replace(" |", "| ")
+
+
+def add_sentinels(tokenizer: PreTrainedTokenizerFast, number: int = SENTINELS) -> None:
+    """Give the tokenizer the special tokens <extra_id_0>, <extra_id_1>, …, as far as it lacks them."""
+    known = tokenizer.get_vocab()
+    new = [name for i in range(number) if (name := SENTINEL.format(i)) not in known]
+    if new:
+        tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
+
+
+def sentinels_of(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Ids of the sentinels that the tokenizer has, in their order."""
+    known = tokenizer.get_vocab()
+    names = (SENTINEL.format(i) for i in range(len(known)))
+    return tuple(known[name] for name in takewhile(known.__contains__, names))

@@ -19,6 +19,7 @@ from cloze.diagnosis.parameters import counted
 from cloze.masking.base import Evidence
 from cloze.methods.base import Method
 from cloze.models.encoder import Encoder
+from cloze.models.encoder_decoder import EncoderDecoder
 from cloze.variance import Decomposition, Estimate, Savings, decompose, mask_size, savings
 
 POINTS = (0.1, 0.3, 0.6, 1.0)
@@ -118,7 +119,7 @@ def longest_sample(row: Batch) -> Batch:
     )
 
 
-def evidence(found: Online | None, encoder: Encoder, visits: float, rate: float) -> Evidence:
+def evidence(found: Online | None, encoder: Encoder | EncoderDecoder, visits: float, rate: float) -> Evidence:
     """The same for a policy that decides by it."""
     body, head = counted(encoder.model)
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from cloze.corruption.view import View
 from cloze.data.batch import Batch
+from cloze.data.tokenizers import sentinels_of
 from cloze.evaluation.heldout import SEED, HeldOutSet
 from cloze.masking.plan import MaskPlan
 from cloze.methods.base import Method
+from cloze.methods.infilling import Infilling
 from cloze.methods.token_prediction import TokenPrediction
 
 NUMBER = 6
@@ -30,11 +33,14 @@ def examples(
     Blanks: `tokens`, those that were hidden with the model's guesses. Continuations: `tokens` that it was
     given, the greedy `continuation` and the text's own, `truth`. Judgements: `judged`, `tokens` as the model
     got them with the probability `p` that they are replaced, and where they are also the `original` one.
+    Spans: `tokens` with sentinels in place of what was hidden, the greedy `answer`, and `truth`.
     """
     training = method.training
     method.eval()
     batch, plan = next(held_out.items())
-    if not isinstance(method, TokenPrediction):
+    if isinstance(method, Infilling):
+        found = _answered(batch, method, tokenizer)
+    elif not isinstance(method, TokenPrediction):
         found = [] if method.predicts_tokens else _judged(batch, plan, method, tokenizer)
     elif method.everywhere:
         found = _continued(batch, method, tokenizer)
@@ -136,6 +142,41 @@ def judged_line(example: dict[str, Any], most: int = 40) -> str:
         left, right = ("[", "]") if replaced and said else ("(", ")") if replaced else ("{", "}")
         line += f"{space}{left}{core}{right}" if replaced or said else text
     return " ".join(line.split())
+
+
+def _answered(batch: Batch, method: Infilling, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
+    """Some samples with hidden spans, what the model writes for them, and what stood there."""
+    sizes = torch.bincount(batch.segments[batch.segments >= 0], minlength=batch.samples)
+    long = (sizes >= min(PROMPT, int(sizes.max()))).nonzero().flatten().tolist()
+    device = method.encoder.vocabulary.weight.device
+    found = []
+    for number in [long[i] for i in _spread(len(long))]:
+        row = int((batch.segments == number).any(1).nonzero()[0])
+        inside = (batch.segments[row] == number)[:, None]
+        one = batch.take(torch.tensor([row]))
+        one = replace(
+            one,
+            **{n: getattr(one, n)[:, inside[:, 0]] for n in ("ids", "index", "units", "maskable")},
+            segments=torch.zeros_like(one.segments[:, inside[:, 0]]),
+            keys=batch.keys[number : number + 1],
+            visits=batch.visits[number : number + 1],
+        ).to(device)
+        given, answer, truth = (_words(tokenizer, x) for x in method.answer(one, SEED))
+        if answer and truth:
+            tokens = [{"text": text} for text in given]
+            found.append({"tokens": tokens, "answer": "".join(answer), "truth": "".join(truth)})
+    return found
+
+
+def _words(tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> list[str]:
+    """Tokens in words, sentinels as ⟨0⟩, ⟨1⟩, …, without the other special tokens."""
+    sentinels = sentinels_of(tokenizer)
+    others = set(tokenizer.all_special_ids) - set(sentinels)
+    return [
+        f" ⟨{sentinels.index(i)}⟩" if i in sentinels else str(tokenizer.decode([i]))
+        for i in ids.tolist()
+        if i not in others
+    ]
 
 
 def greedy(method: TokenPrediction, prompt: Tensor, count: int = CONTINUATION) -> Tensor:

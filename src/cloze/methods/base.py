@@ -55,8 +55,9 @@ class TokenWork(Work):
     Attributes:
         plan: what is hidden and predicted.
         views: what the networks get, in the order the method uses them.
-        places: [N] int64, flat indices into the first view of the outputs that predict; 0 in spare slots.
-        targets: [N] int64, flat indices into the batch of the tokens that they predict; 0 in spare slots.
+        places: [N] int64, flat indices into the last view of the outputs that predict; 0 in spare slots.
+        targets: [N] int64, flat indices into the batch of the tokens that they predict; 0 in spare slots,
+            -1 for tokens that are not in it.
         labels: [N] int64, their ids; 0 in spare slots.
         token_weights: [N] float32, p/π; 0 in spare slots, which only compiled code has (`padded`).
         density: the largest share of the tokens that is predicted in the run.
@@ -105,7 +106,7 @@ class Outcome:
 
 
 W = TypeVar("W", bound=Work)
-Reading = Literal["masked", "causal", "detection"]
+Reading = Literal["masked", "causal", "detection", "seq2seq"]
 
 
 class Method(nn.Module, Generic[W]):
@@ -115,7 +116,7 @@ class Method(nn.Module, Generic[W]):
         norms: the feedback also has the norms that proposals learn from (`Seen.scores`).
         measures: what the held-out loss is of, in a few words such as "masked tokens".
         sees: kinds of visibility that its views have.
-        everywhere: tokens are predicted whether they are hidden or not, so that no mask chooses among them.
+        everywhere: no mask chooses which tokens are predicted: all are, or all that is hidden.
         predicts_tokens: what is predicted are tokens of the vocabulary; else there are no losses by word, and
             the feedback has `logits` of two classes, `labels`, 0 or 1, and the ids `seen` at each prediction.
         stages: shares of the run in which it trains one way, one after the other.
@@ -190,6 +191,7 @@ class Method(nn.Module, Generic[W]):
         """How a stock class reads the model; None: none can.
 
         "masked": blanks of a whole text. "causal": the next token. "detection": which tokens were replaced.
+        "seq2seq": one text for another.
         """
         return "masked"
 

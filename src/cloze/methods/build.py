@@ -11,23 +11,27 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from cloze.corruption.replace import Replace, Vocabulary
-from cloze.data.tokenizers import ids_of
+from cloze.corruption.sentinels import Sentinels
+from cloze.data.tokenizers import ids_of, sentinels_of
 from cloze.errors import ClozeError
 from cloze.masking.base import Masking, Networks
 from cloze.masking.uniform import Uniform
 from cloze.methods.base import Method
 from cloze.methods.composite import MAIN, Composite
 from cloze.methods.detection import Detection
+from cloze.methods.infilling import Infilling
 from cloze.methods.objectives import (
     DetectionObjective,
+    InfillObjective,
     MlmObjective,
     ObjectiveChoice,
     StructureObjective,
 )
 from cloze.methods.pair_prediction import PairPrediction
 from cloze.methods.token_prediction import TokenPrediction
-from cloze.methods.visibility import AllVisible, CausalVisible, PrefixVisible
+from cloze.methods.visibility import AllVisible, EncoderDecoderVisible, Visible
 from cloze.models.encoder import Encoder
+from cloze.models.encoder_decoder import EncoderDecoder
 from cloze.models.twins import check_twin
 
 _BLANK = " \t\r\n▁ĠĊĉč"  # white space as texts have it, and as tokenizers write it
@@ -38,8 +42,8 @@ class Choices:
     """The four choices of a method."""
 
     masking: Masking = field(default_factory=Uniform)
-    corruption: Replace = field(default_factory=Replace)
-    visibility: AllVisible | CausalVisible | PrefixVisible = field(default_factory=AllVisible)
+    corruption: Replace | Sentinels = field(default_factory=Replace)
+    visibility: Visible = field(default_factory=AllVisible)
     objective: ObjectiveChoice = field(default_factory=MlmObjective)
 
 
@@ -47,6 +51,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     """What corruptions need of a tokenizer: random replacements come from all ids but the specials."""
     specials = set(tokenizer.all_special_ids)
     ordinary = sorted(set(tokenizer.get_vocab().values()) - specials)
+    end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
     names = tokenizer.convert_ids_to_tokens(ordinary)
     blank = [i for i, name in zip(ordinary, names, strict=True) if not name.strip(_BLANK)]
     return Vocabulary(
@@ -56,11 +61,17 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
         tokenizer.cls_token_id,
         tokenizer.sep_token_id,
         torch.tensor(blank, dtype=torch.int64),
+        sentinels_of(tokenizer),
+        end or 0,
     )
 
 
 def build_method(
-    choices: Choices, encoder: Encoder, vocabulary: Vocabulary, counts: Tensor | None = None, seed: int = 0
+    choices: Choices,
+    encoder: Encoder | EncoderDecoder,
+    vocabulary: Vocabulary,
+    counts: Tensor | None = None,
+    seed: int = 0,
 ) -> Method[Any]:
     """The method of four choices.
 
@@ -71,13 +82,25 @@ def build_method(
 
     Errors: a visibility that the model cannot have, a tokenizer without the special tokens that are needed.
     """
-    if choices.visibility.kind != "all" and not encoder.isolates:
+    visibility = choices.visibility
+    if isinstance(visibility, EncoderDecoderVisible) != isinstance(encoder, EncoderDecoder):
+        is_one = "an" if isinstance(encoder, EncoderDecoder) else "no"
         raise ClozeError(
-            f"visibility.kind={choices.visibility.kind}: {type(encoder.model).__name__} cannot be run so "
+            f"visibility.kind={visibility.kind}: {type(encoder.model).__name__} is {is_one} encoder-decoder; "
+            "model.family=t5 goes with visibility.kind=enc_dec, and nothing else does"
+        )
+    if visibility.kind != "all" and not encoder.isolates:
+        raise ClozeError(
+            f"visibility.kind={visibility.kind}: {type(encoder.model).__name__} cannot be run so "
             "that tokens see only what is before them; use model.family=modernbert or bert"
         )
+    if isinstance(choices.corruption, Sentinels):
+        return Infilling(encoder, choices.masking, choices.corruption, visibility.kind, vocabulary, seed)
+    assert isinstance(encoder, Encoder)
     if isinstance(choices.objective, StructureObjective):
         return PairPrediction(encoder, choices.objective, vocabulary, seed)
+    assert not isinstance(visibility, EncoderDecoderVisible)
+    assert not isinstance(choices.objective, InfillObjective)
     table = cast(nn.Embedding, encoder.model.get_input_embeddings())
 
     def embed(ids: Tensor) -> Tensor:
@@ -92,7 +115,7 @@ def build_method(
         encoder,
         masking,
         choices.corruption,
-        choices.visibility,
+        visibility,
         choices.objective,
         vocabulary,
         seed,

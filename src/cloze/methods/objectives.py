@@ -115,8 +115,24 @@ class StructureObjective(Config):
         return False
 
 
+class InfillObjective(Config):
+    """The hidden runs are written out behind their sentinels, token by token (`methods/infilling.py`).
+
+    By an encoder-decoder (`visibility: enc_dec`), or behind the text itself by one network that sees
+    only the past (`causal`) or the whole text and the past of the answer (`prefix`).
+    """
+
+    kind: Literal["infill"] = "infill"
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether tokens are predicted that are not hidden."""
+        return False
+
+
 ObjectiveChoice = Annotated[
-    MlmObjective | NextTokenObjective | DetectionObjective | StructureObjective, Field(discriminator="kind")
+    MlmObjective | NextTokenObjective | DetectionObjective | StructureObjective | InfillObjective,
+    Field(discriminator="kind"),
 ]
 
 

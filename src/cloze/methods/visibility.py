@@ -57,4 +57,15 @@ class PrefixVisible(Config):
         return replace(view, causal=True, open=view.positions < end)
 
 
-VisibilityChoice = Annotated[AllVisible | CausalVisible | PrefixVisible, Field(discriminator="kind")]
+class EncoderDecoderVisible(Config):
+    """An encoder that sees a whole sample, and a decoder that sees that and its own past (`infill`)."""
+
+    kind: Literal["enc_dec"] = "enc_dec"
+
+    def see(self, view: View, batch: Batch, seed: int) -> View:
+        """The view as it is: the corruption makes both of them."""
+        return view
+
+
+Visible = AllVisible | CausalVisible | PrefixVisible | EncoderDecoderVisible
+VisibilityChoice = Annotated[Visible, Field(discriminator="kind")]

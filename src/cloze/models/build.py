@@ -20,6 +20,9 @@ from transformers import (
     ModernBertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
 )
 from transformers.utils import logging as hf_logging
 
@@ -30,7 +33,7 @@ from cloze.data.vocabulary_extension import pieces_of_new
 from cloze.errors import ClozeError
 from cloze.models.detector import is_detector
 from cloze.models.families import MosaicBertConfig, MosaicBertForMaskedLM
-from cloze.models.twins import encoder_twin, is_decoder
+from cloze.models.twins import encoder_twin, is_decoder, is_encoder_decoder
 
 Size = Literal["tiny", "mini", "small", "medium", "base"]
 # (layers, width) as in the published BERT miniatures (1908.08962); ModernBERT's own base is 22 × 768.
@@ -47,7 +50,7 @@ class NewModel(Config):
     """A model from scratch; `layers`, `width` and `heads` override those of `size`."""
 
     kind: Literal["new"] = "new"
-    family: Literal["modernbert", "bert", "mosaicbert"] = "modernbert"
+    family: Literal["modernbert", "bert", "mosaicbert", "t5"] = "modernbert"
     size: Size = "mini"
     layers: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=16)
@@ -157,6 +160,8 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
         return MosaicBertForMaskedLM(
             MosaicBertConfig(**shared, intermediate_size=4 * width, hidden_dropout_prob=choice.dropout)
         )
+    if choice.family == "t5":
+        return _new_t5(choice, tokenizer, shared)
     return ModernBertForMaskedLM(
         ModernBertConfig(
             **shared,
@@ -166,6 +171,31 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
             embedding_dropout=choice.dropout,
             mlp_dropout=choice.dropout,
             attention_dropout=choice.dropout,
+        )
+    )
+
+
+def _new_t5(choice: NewModel, tokenizer: PreTrainedTokenizerFast, shared: dict[str, Any]) -> PreTrainedModel:
+    """T5 with gated GELU: so many layers in the encoder, and as many in the decoder."""
+    width, heads = shared["hidden_size"], shared["num_attention_heads"]
+    more: dict[str, Any] = {  # what generation and the length of samples go by
+        "n_positions": choice.longest,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=shared["vocab_size"],
+            d_model=width,
+            d_kv=width // heads,
+            d_ff=3 * width // 2,
+            num_layers=shared["num_hidden_layers"],
+            num_decoder_layers=shared["num_hidden_layers"],
+            num_heads=heads,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=choice.dropout,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.sep_token_id or tokenizer.eos_token_id,
+            **more,
         )
     )
 
@@ -181,6 +211,10 @@ def load_masked_lm(path: str, causal: bool = False) -> PreTrainedModel:
     def kind(config: Any) -> Any:
         if is_detector(config) and not causal:
             raise _detects(path, config)
+        if is_encoder_decoder(config):
+            if not causal:
+                raise ClozeError(f"{path}: an encoder-decoder, which writes texts and fills no single blanks")
+            return T5ForConditionalGeneration
         if not is_decoder(config):
             return AutoModelForMaskedLM
         if not causal:
@@ -210,7 +244,7 @@ def load_body(path: str) -> PreTrainedModel:
 
     A causal LM that has an encoder twin gives that: its tokens see both sides.
     """
-    model, missing = _load(lambda c: AutoModelForCausalLM if is_decoder(c) else AutoModel, path, "an encoder")
+    model, missing = _load(_body_class, path, "an encoder")
     missing = [k for k in missing if "pooler" not in k]  # which masked language models do not train
     if missing:
         raise ClozeError(f"{path}: the checkpoint lacks parts of the encoder itself, such as {missing[0]}")
@@ -220,6 +254,12 @@ def load_body(path: str) -> PreTrainedModel:
 def load_decoder(path: str) -> PreTrainedModel:
     """The body of a causal LM as `AutoModel` gives it, in float32: a decoder, not its encoder twin."""
     return _load(lambda config: AutoModel, path, "a decoder")[0]
+
+
+def _body_class(config: Any) -> Any:
+    if is_encoder_decoder(config):
+        return T5EncoderModel
+    return AutoModelForCausalLM if is_decoder(config) else AutoModel
 
 
 def _load(kind: Callable[[Any], Any], path: str, what: str) -> tuple[PreTrainedModel, list[str]]:

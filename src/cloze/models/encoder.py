@@ -21,6 +21,7 @@ from cloze.corruption.view import View
 from cloze.errors import ClozeError
 from cloze.models.attention import NAME, register
 from cloze.models.gathering import Body, Chosen, same
+from cloze.models.twins import is_encoder_decoder
 from cloze.models.visibility import Visibility
 
 # RoBERTa-like embeddings number their positions from padding_idx + 1.
@@ -151,6 +152,8 @@ def isolate(model: PreTrainedModel) -> Encoder:
     Runs the leak probe; a model that ignores our attention, or that computes something else with it than
     with its own, goes back to its own, with `isolates` False.
     """
+    if is_encoder_decoder(model.config):
+        raise ClozeError(f"{type(model).__name__}: an encoder-decoder cannot be read as an encoder here")
     own = model.config._attn_implementation
     encoder = Encoder(model)
     if encoder.isolates and (leaks(encoder) or differs(encoder)):

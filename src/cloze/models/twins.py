@@ -38,6 +38,11 @@ def is_decoder(config: Any) -> bool:
     return config.model_type == "modernbert-decoder" or (config.model_type == "bert" and config.is_decoder)
 
 
+def is_encoder_decoder(config: Any) -> bool:
+    """Whether a configuration is that of an encoder-decoder that can be trained here."""
+    return bool(config.model_type == "t5")
+
+
 def check_twin(model: PreTrainedModel) -> None:
     """Errors: an encoder of a family without a decoder twin."""
     family = model.config.model_type

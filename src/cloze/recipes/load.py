@@ -108,8 +108,9 @@ def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
         and below.get("kind") not in (None, yaml.safe_load(value))
     ):
         kind = yaml.safe_load(value)
-        # Every masking has a rate; that of none is 0.
-        keep = {k: v for k, v in below.items() if k == "rate" and "none" not in (kind, below["kind"])}
+        # Every masking has a rate; that of none is 0, and that of rest is its own.
+        fixed = {"none", "rest"} & {kind, below["kind"]}
+        keep = {k: v for k, v in below.items() if k == "rate" and not fixed}
         parsed_leaf = keep | {"kind": kind}
         for key in reversed(keys[:-1]):
             parsed_leaf = {key: parsed_leaf}

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from cloze.config import Config
 from cloze.corruption.replace import Replace
+from cloze.corruption.sentinels import Sentinels
 from cloze.data.corpus import Data, TokenizerChoice, TrainTokenizer
 from cloze.masking import POLICIES, Masking
 from cloze.methods.build import Choices
@@ -16,7 +17,7 @@ from cloze.methods.composite import MAIN
 from cloze.methods.objectives import MlmObjective, ObjectiveChoice
 from cloze.methods.visibility import AllVisible, VisibilityChoice
 from cloze.models.build import ModelChoice, NewModel, PretrainedModelChoice
-from cloze.training.settings import Evaluation, Training
+from cloze.training.settings import Evaluation, Start, Training
 
 if TYPE_CHECKING:
     MaskingChoice = Masking
@@ -24,25 +25,29 @@ else:
     MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
+CorruptionChoice = Annotated[Replace | Sentinels, Field(discriminator="kind")]
+
+
+INFILLED = ("spans", "words", "uniform", "rest")  # policies whose weights are all 1
+
+
 class Variant(Config):
     """Another method of the same run: what it does not say is the recipe's own choice."""
 
     masking: MaskingChoice | None = None
-    corruption: Replace | None = None
+    corruption: CorruptionChoice | None = None
     visibility: VisibilityChoice | None = None
     objective: ObjectiveChoice | None = None
 
 
-class Stage(Config):
-    """A part of the run with its own method.
+class Stage(Start):
+    """A part of the run with its own method; how it begins: `Start`.
 
     Attributes:
-        share: share of the run's steps; the shares of all stages add up to 1.
         use: what is trained: `main` (the recipe's own four choices), one of its `variants`, or a mixture such
             as `{causal: 1, main: 15}`, whose numbers are shares of the rows, hence of the tokens.
     """
 
-    share: float = Field(1.0, gt=0.0, le=1.0)
     use: str | dict[str, Annotated[float, Field(gt=0.0)]] = MAIN
 
     def shares(self) -> dict[str, float]:
@@ -65,6 +70,7 @@ def _can_detect(at: str, choices: Choices) -> None:
         raise ValueError(
             f"{at}visibility.kind={choices.visibility.kind}: detection reads whole texts, use all"
         )
+    assert choices.corruption.kind == "replace"  # sentinels go with another objective
     if choices.corruption.mask > 0.0 or choices.corruption.random == 0.0:
         raise ValueError(
             f"{at}corruption: a mask token is no riddle, so detection wants corruption.mask=0 and "
@@ -100,7 +106,7 @@ class Recipe(Config):
     tokenizer: TokenizerChoice = TrainTokenizer()
     model: ModelChoice = NewModel()
     masking: MaskingChoice
-    corruption: Replace = Replace()
+    corruption: CorruptionChoice = Replace()
     visibility: VisibilityChoice = AllVisible()
     objective: ObjectiveChoice = MlmObjective()
     variants: dict[VariantName, Variant] = Field(default_factory=dict)
@@ -124,6 +130,7 @@ class Recipe(Config):
     def _possible(self) -> Recipe:
         for name, choices in self.methods().items():
             at = "" if name == MAIN else f"variants.{name}."
+            _check_infilling(at, choices, self.training.compile)
             detects = choices.objective.kind == "detection"
             if detects:
                 _can_detect(at, choices)
@@ -185,6 +192,11 @@ class Recipe(Config):
         return found
 
     @property
+    def infills(self) -> bool:
+        """Whether one of its methods needs sentinels."""
+        return any(choices.objective.kind == "infill" for choices in self.methods().values())
+
+    @property
     def unbiased(self) -> bool:
         """Whether all of its policies are."""
         return all(choices.masking.unbiased for choices in self.methods().values())
@@ -202,3 +214,28 @@ class Recipe(Config):
             "visibility": found.visibility.kind,
             "objective": found.objective.kind,
         }
+
+
+def _check_infilling(at: str, choices: Choices, compiled: bool) -> None:
+    """Sentinels, their objective and what sees them go together."""
+    infills = choices.objective.kind == "infill"
+    if infills != (choices.corruption.kind == "sentinels"):
+        raise ValueError(
+            f"{at}objective={{kind: infill}} goes with {at}corruption={{kind: sentinels}}: set both, or none"
+        )
+    if not infills:
+        if choices.visibility.kind == "enc_dec":
+            raise ValueError(f"{at}visibility.kind=enc_dec needs {at}objective={{kind: infill}}")
+        return
+    if choices.visibility.kind == "all":
+        raise ValueError(
+            f"{at}objective writes out what is hidden, which {at}visibility.kind=all would show: use "
+            "enc_dec, causal or prefix"
+        )
+    if choices.masking.kind not in INFILLED:
+        raise ValueError(
+            f"{at}masking.kind={choices.masking.kind}: its weights are for single tokens; with "
+            f"{at}objective={{kind: infill}} use one of {', '.join(INFILLED)}"
+        )
+    if compiled:
+        raise ValueError("training.compile: answers differ in length from batch to batch; leave it out")

@@ -52,11 +52,23 @@ generate = pipeline("text-generation", model="PATH_OF_THIS_FOLDER")
 generate(generate.tokenizer.cls_token + "The", add_special_tokens=False, max_new_tokens=20)
 ```"""
 
+_WRITE = """The hidden spans of a text are written out, each behind its sentinel.
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")
+model = AutoModelForSeq2SeqLM.from_pretrained("PATH_OF_THIS_FOLDER")
+text = tokenizer("The old <extra_id_0> ran dry.", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**text, max_new_tokens=20)[0]))
+```"""
+
 
 def model_card(recipe: Recipe, summary: dict[str, Any]) -> str:
     """A model card in the hub's format, from the recipe and the numbers so far."""
     loss, unigram, of = summary["heldout_loss"], summary["unigram_loss"], summary["heldout_of"]
-    how = "" if recipe.objective.everywhere else f", fixed uniform masks on {recipe.evaluation.rate:.0%}"
+    every = recipe.objective.everywhere or recipe.infills
+    how = "" if every else f", fixed uniform masks on {recipe.evaluation.rate:.0%}"
     objective = "" if recipe.unbiased else "This recipe changes the objective (see its card).\n\n"
     tables = "\n\n".join(_table(name, recipe.choices(name)) for name in recipe.methods())
     tag, use = ("fill-mask", _FILL) if of == "masked tokens" else ("feature-extraction", _ENCODE)
@@ -72,6 +84,8 @@ def model_card(recipe: Recipe, summary: dict[str, Any]) -> str:
     else:
         share = f"{summary['heldout_replaced']:.1%} of the tokens are replaced"
         score = f"{share}), AUC {summary['heldout_auc']:.3f}"
+    if reading == "seq2seq":
+        tag, use = "text2text-generation", _WRITE
     return f"""---
 library_name: transformers
 pipeline_tag: {tag}

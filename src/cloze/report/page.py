@@ -50,6 +50,7 @@ def render(run: Run) -> str:
         section("Replaced tokens, detected", (words.judgements(run.samples),)),
         section("What the encoder can do", _evaluation(run)),
         section("Beginnings, continued", (words.continuations(run.samples),)),
+        section("Spans, written out", (words.answers(run.samples),)),
         section("How it was made", (_method(run), _tables(run), _recipe(run))),
         section("Notes", (_notes(run),)),
         glossary(_terms(run)),

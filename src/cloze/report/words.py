@@ -78,7 +78,7 @@ def _word_table(title: str, rows: list[tuple[float, float, dict[str, Any]]]) -> 
 
 def filled_examples(samples: dict[str, Any]) -> str:
     """Each example as prose with numbered blanks, and below it what the model guessed for each."""
-    every = [e for e in records(samples, "examples") if "continuation" not in e and "judged" not in e]
+    every = [e for e in records(samples, "examples") if not e.keys() & {"continuation", "judged", "answer"}]
     articles = "".join(_example(example) for example in every[:EXAMPLES])
     if not articles:
         return ""
@@ -138,6 +138,26 @@ def _judged(token: dict[str, Any]) -> str:
         return f'{escape(space)}<mark class="miss"><em>{shown}</em></mark>'
     kind = "hit" if said else "miss"
     return f'{escape(space)}<mark class="{kind}">{shown}<sup>{escape(str(original).strip())}</sup></mark>'
+
+
+def answers(samples: dict[str, Any]) -> str:
+    """Each text with its hidden spans as numbers, what the model wrote for them, and what stood there."""
+    articles = ""
+    for example in [e for e in records(samples, "examples") if "answer" in e][:EXAMPLES]:
+        given = "".join(str(token.get("text", "")) for token in records(example, "tokens"))
+        made, truth = (escape(str(example.get(key, ""))) for key in ("answer", "truth"))
+        articles += (
+            f'<article><p class="prose" dir="auto">{escape(given)}</p>'
+            f'<p class="prose" dir="auto"><mark class="hit">{made}</mark></p>'
+            f'<p class="note" dir="auto">The text had: {truth}</p></article>'
+        )
+    if not articles:
+        return ""
+    return (
+        '<p class="note">Held-out text with numbers in the place of its hidden spans, and '
+        '<mark class="hit">what the model writes for each</mark>: always the most probable next token.</p>'
+        + articles
+    )
 
 
 def _example(example: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -31,7 +31,7 @@ from cloze.progress import stretches
 from cloze.random import Stream, integer
 from cloze.training.optimisers import build_optimizers
 from cloze.training.precision import autocast
-from cloze.training.settings import Phase, Training
+from cloze.training.settings import Phase, Start, Training
 from cloze.training.shapes import Shapes
 from cloze.training.state import State
 
@@ -74,6 +74,7 @@ class Trainer:
         state: where the run is; the trainer moves it on.
         seed: of dropout.
         accelerator: device and processes.
+        stages: how the parts of the run with their own methods begin.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class Trainer:
         state: State,
         seed: int,
         accelerator: Accelerator,
+        stages: Sequence[Start] = (Start(),),
     ):
+        self.stages = stages
         self.method, self.loaders, self.settings = method, loaders, settings
         self.state, self.seed, self.accelerator = state, seed, accelerator
         parts = accelerator.num_processes * method.copies
@@ -113,7 +116,9 @@ class Trainer:
         with self.autocast():
             half = torch.is_autocast_enabled("cuda")
             dtype = torch.get_autocast_dtype("cuda") if half else torch.float32
-        encoder = next(m for m in self.method.modules() if isinstance(m, Encoder))
+        encoder = next((m for m in self.method.modules() if isinstance(m, Encoder)), None)
+        if encoder is None:  # an encoder-decoder has transformers' own kernels
+            return
         for phase, kind in product(self.settings.phases, sorted(self.method.sees)):
             seen: dict[str, Any] = {"causal": kind != "all", "open": kind == "prefix"}
             found = kernels_of(encoder.model.config, "cuda", dtype, phase.length, dense=False, **seen)
@@ -170,6 +175,7 @@ class Trainer:
         progress = state.step / state.steps
         torch.manual_seed(integer(self.seed, Stream.STEP, state.step, self.accelerator.process_index))
         rate = self.settings.optimizer.learning_rate * self.settings.schedule.factor(state.step, state.steps)
+        rate *= self._begin_stage()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -203,6 +209,20 @@ class Trainer:
         state.step += 1
         state.tokens += tokens
         return StepResult(losses, loss, norm.item(), predicted, tokens, rate)
+
+    def _begin_stage(self) -> float:
+        """Factor on the learning rate after a switch of methods; at the switch the optimisers may forget."""
+        begin = end = 0.0
+        for stage in self.stages:
+            begin, end = end, end + stage.share * self.state.steps
+            first, last = math.ceil(begin - 1e-6), math.ceil(end - 1e-6)
+            if first <= self.state.step < last:
+                if stage.fresh_optimizer and self.state.step == first:
+                    for optimizer in self.optimizers:
+                        optimizer.state.clear()
+                warm = stage.warmup * (end - begin)
+                return min(1.0, (self.state.step - first + 0.5) / warm) if warm else 1.0
+        return 1.0
 
     def _backward(
         self, works: list[Work], weights: dict[str, Tensor], factors: dict[str, float]

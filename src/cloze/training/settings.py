@@ -29,6 +29,20 @@ class Phase(Config):
     rows: int = Field(32, ge=1)
 
 
+class Start(Config):
+    """How a part of the run with its own method begins.
+
+    Attributes:
+        share: share of the run's steps; the shares of all parts add up to 1.
+        fresh_optimizer: the optimiser forgets its moments.
+        warmup: share of the part's steps in which the learning rate rises again to what the schedule says.
+    """
+
+    share: float = Field(1.0, gt=0.0, le=1.0)
+    fresh_optimizer: bool = False
+    warmup: float = Field(0.0, ge=0.0, lt=1.0)
+
+
 class Training(Config):
     """How a run is trained."""
 

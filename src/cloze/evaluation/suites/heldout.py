@@ -18,9 +18,10 @@ from cloze.evaluation.pseudo_likelihood import Tokens, pseudo_log_likelihoods
 from cloze.evaluation.subject import Subject
 from cloze.evaluation.suites.base import Options, Scores, Suite
 from cloze.methods.build import Choices, build_method, vocabulary_of
+from cloze.methods.infilling import Infilling
 from cloze.methods.token_prediction import TokenPrediction
 from cloze.models.build import check_head, load_masked_lm
-from cloze.models.encoder import isolate
+from cloze.models.encoder_decoder import wrap
 from cloze.opening import Opening, choose
 from cloze.training.settings import Evaluation
 
@@ -66,12 +67,13 @@ def run(subject: Subject, options: Options) -> Scores:
     bits = tokens / characters / math.log(2)
     scores = {"loss": found.loss, "accuracy": found.accuracy, "bits_per_character": bits * found.loss}
     if method.reading == "masked" and method.measures == "masked tokens":
+        assert isinstance(method, TokenPrediction)
         scores |= _pseudo(method, corpus, length, bits, options)
     task = OWN if opening.own else Path(opening.text).name
     return {task: {metric: [value] for metric, value in scores.items()}}
 
 
-def _method(subject: Subject, opening: Opening) -> TokenPrediction:
+def _method(subject: Subject, opening: Opening) -> TokenPrediction | Infilling:
     """The main method of a run, or plain masked language modelling."""
     vocabulary = vocabulary_of(subject.tokenizer)
     if not opening.is_run:
@@ -79,8 +81,8 @@ def _method(subject: Subject, opening: Opening) -> TokenPrediction:
     else:
         model = load_masked_lm(subject.path, causal=True)
         check_head(model, subject.name)
-        method = method_of(opening.recipe, isolate(model), vocabulary).main
-    assert isinstance(method, TokenPrediction)
+        method = method_of(opening.recipe, wrap(model), vocabulary).main
+    assert isinstance(method, TokenPrediction | Infilling)
     return method.to(subject.device).eval()
 
 

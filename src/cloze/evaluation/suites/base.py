@@ -52,6 +52,7 @@ class Suite:
         run: measures; raises `ClozeError` in one line for every mistake that the user can mend.
         main: the metric that tables show first, and whose mean over tasks is told, for each task.
         trains: whether `Options.probe` means something to it. brings: whether a run has its data.
+        common: whether all models are measured by the same thing, whatever they predict.
     """
 
     name: str
@@ -60,3 +61,4 @@ class Suite:
     main: str
     trains: bool = False
     brings: bool = False
+    common: bool = True

@@ -116,5 +116,10 @@ def _samples(loader: Loader) -> list[Tokens]:
 
 
 SUITE = Suite(
-    "heldout", "masked loss, bits per character and pseudo-perplexity of text", run, "loss", brings=True
+    "heldout",
+    "loss, bits per character and perplexities of text",
+    run,
+    "loss",
+    brings=True,
+    common=False,
 )

@@ -207,12 +207,16 @@ def prepare(
 @app.command()
 def fill(
     model: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.")],
-    text: Annotated[str, typer.Argument(help="Text with [MASK] (or the model's own mask token).")],
+    text: Annotated[str, typer.Argument(help="Text with [MASK]; for a causal language model, a beginning.")],
     top: Annotated[int, typer.Option(min=1, help="Guesses for each blank.")] = 5,
 ) -> None:
-    """Fill the blanks of a text."""
-    from cloze.fill import fill_blanks
+    """Fill the blanks of a text; a causal language model goes on with a text instead."""
+    from cloze.fill import continuation, fill_blanks, model_folder
+    from cloze.models.build import reads_causally
 
+    if reads_causally(model_folder(model)):
+        out_console.print(continuation(model, text), soft_wrap=True)
+        return
     for number, guesses in enumerate(fill_blanks(model, text, top), start=1):
         if number > 1:
             out_console.print()
@@ -289,6 +293,9 @@ def evaluate(
     probe: ProbeOption = False,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning; default: by size.")] = None,
     length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
+    reading: Annotated[
+        str | None, typer.Option(help="Of a language model: masked, replaced, causal or prefix.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html; default: the run's.")
     ] = None,
@@ -317,6 +324,7 @@ def evaluate(
             probe=probe,
             epochs=epochs,
             length=length,
+            reading=reading,
             out=out,
             meter=meter,
         )
@@ -466,7 +474,18 @@ def _terminal(stack: ExitStack) -> Terminal:
     return terminal
 
 
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    """The examples of a run; none, where it has none."""
+    try:
+        found = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["examples"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return list(found)
+
+
 def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    from cloze.evaluation.examples import in_words
+
     gain = summary["unigram_loss"] - summary["heldout_loss"]
     side = "below" if gain >= 0 else "above"
     lines = (
@@ -477,7 +496,7 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
         ("model", f"{folder / 'model'} ({amount(summary['parameters'])} parameters)"),
         ("report", str(folder / "report.html")),
     )  # fmt: skip
-    for name, value in lines:
+    for name, value in (*lines, *in_words(_samples(folder))):
         out_console.print(f"{name:<14} {value}", soft_wrap=True)
 
 

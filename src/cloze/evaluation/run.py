@@ -9,19 +9,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from cloze.errors import ClozeError
 from cloze.evaluation.results import FILE, Evaluation, Measurement, read
 from cloze.evaluation.subject import Subject
 from cloze.evaluation.suites import SUITES
 from cloze.evaluation.suites.base import Meter, Options, Scores, Suite
+from cloze.methods.base import Readout
 from cloze.report.environment import environment
 from cloze.training.precision import quick_products
 from cloze.training.state import writable_folder, write_json
 
 log = logging.getLogger("cloze")
 
-SETTINGS = ("data", "seeds", "columns", "probe", "epochs", "length")  # of `Options`, that are written down
+SETTINGS = (
+    "data",
+    "seeds",
+    "columns",
+    "probe",
+    "epochs",
+    "length",
+    "reading",
+)  # of `Options`, that are written down
 
 
 def evaluate(
@@ -35,6 +45,7 @@ def evaluate(
     probe: bool = False,
     epochs: int | None = None,
     length: int | None = None,
+    reading: str | None = None,
     out: str | Path | None = None,
     meter: Meter | None = None,
 ) -> Evaluation:
@@ -44,7 +55,7 @@ def evaluate(
         model: a run, a model folder or a hub id.
         suites: names of suites (`cloze.evaluation.suites.SUITES`).
         data: where their data is: a path for all, or a path for each suite by its name.
-        seeds, tasks, columns, probe, epochs, length: see `Options`.
+        seeds, tasks, columns, probe, epochs, length, reading: see `Options`.
         out: folder for evaluation.json and evaluation.html; by default the run's, whose report and model card
             then have the results too, and none for other models. What was evaluated there before is kept. A
             suite that is done is written before the next one begins.
@@ -59,6 +70,8 @@ def evaluate(
     chosen = [suite_of(name) for name in names]
     if not chosen:
         raise ClozeError(f"--suite: name one or more of {', '.join(SUITES)}")
+    if reading is not None and reading not in get_args(Readout):
+        raise ClozeError(f"--reading {reading}: there are {', '.join(get_args(Readout))}")
     if seeds < 1:
         raise ClozeError(f"--seeds {seeds}: at least 1 is needed")
     subject = Subject(model)
@@ -71,7 +84,13 @@ def evaluate(
         own = run is not None and folder.resolve() == run.resolve()
         kept = _earlier(folder, found, own)
     options = Options(
-        seeds=seeds, tasks=tuple(tasks), columns=tuple(columns), probe=probe, epochs=epochs, length=length
+        seeds=seeds,
+        tasks=tuple(tasks),
+        columns=tuple(columns),
+        probe=probe,
+        epochs=epochs,
+        length=length,
+        reading=reading,
     )
     if meter is not None:
         options = replace(options, meter=meter)

@@ -13,7 +13,7 @@ accumulation and data parallelism change nothing. Everything that changes over a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -106,6 +106,7 @@ class Outcome:
 
 W = TypeVar("W", bound=Work)
 Reading = Literal["masked", "causal"]
+Readout = Literal["masked", "replaced", "causal", "prefix"]
 
 
 class Method(nn.Module, Generic[W]):
@@ -116,6 +117,8 @@ class Method(nn.Module, Generic[W]):
         measures: what the held-out loss is of, in a few words such as "masked tokens".
         sees: kinds of visibility that its views have.
         everywhere: tokens are predicted whether they are hidden or not, so that no mask chooses among them.
+        drawn: what is drawn for a row besides its text: "masks", "prefixes", or "" for nothing, so that the
+            gradient of a row is always the same.
         stages: shares of the run in which it trains one way, one after the other.
     """
 
@@ -123,6 +126,7 @@ class Method(nn.Module, Generic[W]):
     measures: str = "masked tokens"
     sees: Collection[str] = ("all",)
     everywhere: bool = False
+    drawn: str = "masks"
     stages: Sequence[float] = (1.0,)
 
     @property
@@ -186,6 +190,16 @@ class Method(nn.Module, Generic[W]):
     def reading(self) -> Reading | None:
         """How a stock class reads the model: blanks of a whole text, or the next token; None: none can."""
         return "masked"
+
+    @property
+    def readings(self) -> Mapping[Readout, int]:
+        """How its outputs may be read, its own way first: empty, if they predict no tokens of the text.
+
+        {reading: how many places before a token the output lies that predicts it}. "masked": the token is
+        hidden behind the mask token; "replaced": behind a random one; "causal": what follows it is not seen;
+        "prefix": nor is that, but the first tokens see each other.
+        """
+        return {}
 
     def export(self) -> PreTrainedModel:
         """The model that users load afterwards, of the stock class of its `reading`."""

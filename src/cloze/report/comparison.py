@@ -14,9 +14,9 @@ from cloze.report.markup import NOTHING, compact, duration, facts, figure, secti
 from cloze.report.page import document, glossary, write_page
 
 GLOSSARY = {
-    "held-out loss": "−log of the probability that the model gives what it predicts (a masked token, the next "
-    "one, …) in text that is never trained on, in nats: on fixed masks, the same tokens for every run that "
-    "predicts the same. Losses of different things do not compare.",
+    "held-out loss": "−log of the probability that the model gives what it predicts (a masked token, the "
+    "next one, …) in text that is never trained on, in nats: on fixed masks, the same tokens for all runs "
+    "that predict the same. Losses of different things do not compare.",
     "bits per character": "The same in bits, spread over the characters of a token, so that tokenizers "
     "compare roughly: what a token is also decides how much of the text around it is masked.",
     "difference": "Of two runs with the same seed, which share initial weights, order of text and masks; "
@@ -100,8 +100,8 @@ def _heldout(found: Comparison) -> str:
         of = {arm.recipe: arm.measures for arm in found.arms}
         note = (
             '<p class="note">Recipes predict different things. A difference stands only where the loss is of '
-            f"the same as for {escape(found.arms[0].recipe)}, {escape(found.arms[0].measures)}; what compares "
-            "all of them is Downstream.</p>"
+            f"the same as for {escape(found.arms[0].recipe)}, {escape(found.arms[0].measures)}; what "
+            "compares all of them is Downstream.</p>"
         )
     return (
         note

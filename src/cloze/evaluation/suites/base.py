@@ -30,6 +30,7 @@ class Options:
         probe: a frozen encoder with a logistic regression in place of fine-tuning.
         epochs: of fine-tuning; None: the protocol's.
         length: most tokens of a sequence; None: the suite's own.
+        reading: how a language model is read: masked, replaced, causal or prefix; None: its own way.
         meter: is told how far the suite is.
     """
 
@@ -40,6 +41,7 @@ class Options:
     probe: bool = False
     epochs: int | None = None
     length: int | None = None
+    reading: str | None = None
     meter: Meter = lambda what, done, total: None
 
 

@@ -13,15 +13,21 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, pipeline
 
 import cloze
-from cloze import ClozeError, Run
+from cloze import ClozeError, Run, load
 from cloze.estimate import estimate
+from cloze.evaluation.examples import in_words
+from cloze.evaluation.readings import readable
 from cloze.evaluation.subject import Subject
+from cloze.evaluation.suites.base import Options
+from cloze.evaluation.suites.minimal_pairs import SUITE
 from cloze.run import resolve
 
 Train = Callable[..., Run]
 Cloze = Callable[..., Any]
 MODERN = "model={kind: new, family: modernbert, layers: 3, width: 32, heads: 2, longest: 200}"
 LONG = "training.phases=[{share: 1.0, length: 192, rows: 16}]"  # beyond ModernBERT's window
+LEFT = ["perplexity", "causal_bits_per_character"]
+MASKED = ["pseudo_perplexity", "pseudo_bits_per_character", "pseudo_bits_per_character_word_l2r"]
 CAUSAL = ("causal", "prefix", "meap", "gpt-bert")
 
 
@@ -95,6 +101,8 @@ def test_it_generates_in_a_pipeline(runs: Callable[[str], Run]) -> None:
 @pytest.mark.parametrize("name", ["causal", "prefix"])
 def test_samples_are_continuations(name: str, runs: Callable[[str], Run]) -> None:
     run = runs(name)
+    (shown,) = in_words(json.loads((run.folder / "samples.json").read_text("utf-8"))["examples"])
+    assert shown[0] == "continued" and ">>>" in shown[1]
     samples = json.loads((run.folder / "samples.json").read_text("utf-8"))
     assert samples["words"] and samples["frequency"]
     assert len(samples["examples"]) > 1
@@ -112,6 +120,10 @@ def test_a_hybrid_fills_its_blanks_in_the_report(runs: Callable[[str], Run]) -> 
     run = runs("gpt-bert")
     samples = json.loads((run.folder / "samples.json").read_text("utf-8"))
     assert any(t.get("masked") for e in samples["examples"] for t in e["tokens"])
+    (_, filled), (_, continued) = in_words(samples["examples"])  # and it goes on with beginnings
+    assert "[" in filled and ">>>" in continued
+    report = (run.folder / "report.html").read_text("utf-8")
+    assert "Beginnings, continued" in report and "Blanks, filled in" in report
     assert run.summary["variants"]["causal"]["visibility"] == "causal"
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     last = [line for line in lines if line["kind"] == "step"][-1]
@@ -126,19 +138,80 @@ def test_fill_is_refused_in_one_line(name: str, runs: Callable[[str], Run], cloz
     assert "a causal language model" in line and "fills no blanks" in line
 
 
+def test_fill_goes_on_with_a_beginning(runs: Callable[[str], Run], cloze: Cloze) -> None:
+    run = runs("causal")
+    result = cloze("fill", run.folder, "The old")
+    assert result.code == 0
+    ids = torch.tensor(run.tokenizer("The old")["input_ids"][:-1])
+    reader = load(run.folder)
+    for _ in range(30):
+        ids = torch.cat([ids, reader.logits(ids, "causal")[-1].argmax()[None]])
+    expected = run.tokenizer.decode(ids, skip_special_tokens=True)
+    assert result.out.split() == expected.split()
+
+
 @pytest.mark.parametrize("name", [*CAUSAL, "slm"])
 def test_heldout_is_measured_as_in_the_run(name: str, runs: Callable[[str], Run], tmp_path: Path) -> None:
     run = runs(name)
     found = cloze.evaluate(run.folder, "heldout", out=tmp_path).scores()["heldout"]["held-out text"]
-    assert list(found) == ["loss", "accuracy", "bits_per_character"]  # no mask is put into it one by one
+    more = {
+        "slm": [],
+        "causal": LEFT,
+        "meap": LEFT,
+        "prefix": ["prefix_perplexity", *LEFT],
+        "gpt-bert": [*MASKED, *LEFT, "prefix_perplexity"],
+    }
+    assert list(found) == ["loss", "accuracy", "bits_per_character", *more[name]]
     assert found["loss"]["mean"] == pytest.approx(run.summary["heldout_loss"], abs=1e-5)
 
 
-def test_what_needs_a_masked_model_is_refused_in_one_line(runs: Callable[[str], Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "readings"),
+    [
+        ("causal", {"causal": 1}),
+        ("meap", {"causal": 1}),
+        ("prefix", {"prefix": 1, "causal": 1}),
+        ("gpt-bert", {"masked": 1, "causal": 1, "prefix": 1}),
+        ("slm", {"replaced": 0}),
+        ("clm-then-mlm", {"masked": 0}),  # its causal stage is over
+    ],
+)
+def test_minimal_pairs_are_scored_by_every_reading(
+    name: str, readings: dict[str, int], runs: Callable[[str], Run], tmp_path: Path
+) -> None:
     pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"sentence_good": "The old river.", "sentence_bad": "River the old."}\n')
-    with pytest.raises(ClozeError, match=r"a causal language model, .* fills no blanks"):
-        cloze.evaluate(runs("causal").folder, "minimal-pairs", pairs)
+    row = {
+        "sentence_good": "The old river carried the lantern.",
+        "sentence_bad": "River lantern old the the.",
+    }
+    pairs.write_text(json.dumps(row) + "\n")
+    assert dict(readable(Subject(runs(name).folder)).shifts) == readings
+    suite = {"data": str(pairs)}
+    (found,) = SUITE.run(Subject(runs(name).folder), Options(**suite)).values()
+    first, *others = readings
+    own = ["accuracy", *(["accuracy_word_l2r"] if first in ("masked", "replaced") else [])]
+    assert list(found) == [*own, *(f"accuracy_{other}" for other in others)]
+    for reading in readings:
+        (one,) = SUITE.run(Subject(runs(name).folder), Options(**suite, reading=reading)).values()
+        assert one["accuracy"] == found["accuracy" if reading == first else f"accuracy_{reading}"]
+    with pytest.raises(ClozeError, match=r"^--reading (masked|replaced): .* is read "):
+        wrong = "masked" if name == "slm" else "replaced"
+        SUITE.run(Subject(runs(name).folder), Options(**suite, reading=wrong))
+
+
+def test_a_causal_reading_sees_no_future_and_the_others_do(runs: Callable[[str], Run]) -> None:
+    """gpt-bert: one checkpoint, three readings; what comes later changes the causal one not by a bit."""
+    run = runs("gpt-bert")
+    reader = cloze.load(run.folder)
+    ids = torch.tensor(
+        run.tokenizer("The old river carried the silver lantern beyond the hill.")["input_ids"]
+    )
+    later = ids.clone()
+    later[9:] = later[9:].flip(0)
+    same = [torch.equal(*(reader.logits(x, "causal")[:9] for x in (ids, later)))]
+    same += [torch.equal(*(reader.logits(x, "prefix", n)[:9] for x in (ids, later))) for n in (4, 12)]
+    same += [torch.equal(*(reader.logits(x)[:9] for x in (ids, later)))]
+    assert same == [True, True, False, False]  # the prefix of 12 holds what was changed
 
 
 def test_fine_tuning_reads_a_decoder_as_an_encoder(runs: Callable[[str], Run]) -> None:
@@ -162,7 +235,7 @@ def test_export_names_the_class_that_loads_it(
     AutoModelForCausalLM.from_pretrained(tmp_path / "decoder")
 
 
-@pytest.mark.parametrize("name", ["causal", "meap", "gpt-bert"])
+@pytest.mark.parametrize("name", ["causal", "meap", "prefix", "gpt-bert", "slm"])
 def test_a_causal_run_can_be_diagnosed(
     name: str, runs: Callable[[str], Run], cloze: Cloze, tmp_path: Path
 ) -> None:
@@ -171,11 +244,14 @@ def test_a_causal_run_can_be_diagnosed(
     result = cloze("diagnose", runs(name).folder, *sizes)
     assert (result.code, "Traceback" in result.err) == (0, False)
     found = json.loads((out / "diagnosis.json").read_text("utf-8"))
-    assert (found["rate"] == 0.0) == (name == "causal")
-    assert (found["mask_share"]["value"] == 0.0) == (name == "causal")
-    assert bool(found["score_savings"]) == (name == "gpt-bert")
-    assert ("Nothing is hidden" in result.out) == (name == "causal")
-    if name == "causal":
+    nothing = name == "causal"
+    assert found["drawn"] == {"causal": "", "prefix": "prefixes"}.get(name, "masks")
+    assert (found["rate"] == 0.0) == (name in ("causal", "prefix"))
+    assert (found["mask_share"]["value"] == 0.0) == nothing
+    assert bool(found["score_savings"]) == (name in ("gpt-bert", "slm"))
+    assert ("so that the mask term is 0" in result.out) == nothing
+    assert bool(found["hamming"]) == (name not in ("causal", "prefix"))  # no distance between prefixes
+    if nothing:
         refused = cloze("diagnose", runs(name).folder, *sizes, "--rate", 0.2)
         assert (refused.code, refused.err.count("\n")) == (2, 1)
         assert "hides nothing" in refused.err

@@ -207,12 +207,16 @@ def prepare(
 @app.command()
 def fill(
     model: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.")],
-    text: Annotated[str, typer.Argument(help="Text with [MASK] (or the model's own mask token).")],
+    text: Annotated[str, typer.Argument(help="Text with [MASK]; for a causal language model, a beginning.")],
     top: Annotated[int, typer.Option(min=1, help="Guesses for each blank.")] = 5,
 ) -> None:
-    """Fill the blanks of a text."""
-    from cloze.fill import fill_blanks
+    """Fill the blanks of a text; a causal language model goes on with a text instead."""
+    from cloze.fill import continuation, fill_blanks, model_folder
+    from cloze.models.build import reads_causally
 
+    if reads_causally(model_folder(model)):
+        out_console.print(continuation(model, text), soft_wrap=True)
+        return
     for number, guesses in enumerate(fill_blanks(model, text, top), start=1):
         if number > 1:
             out_console.print()
@@ -292,6 +296,10 @@ def evaluate(
         float | None, typer.Option(help="Of fine-tuning, in place of the search for it.")
     ] = None,
     length: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
+    reading: Annotated[
+        str | None,
+        typer.Option(help="Of a language model: masked, replaced, causal or prefix."),
+    ] = None,
     unmask: Annotated[
         str | None,
         typer.Option(help="Causal models: open groups of layers, as in 0011,0110; all: all 16 ways."),
@@ -325,6 +333,7 @@ def evaluate(
             epochs=epochs,
             learning_rate=learning_rate,
             length=length,
+            reading=reading,
             unmask=_split(unmask),
             out=out,
             meter=meter,
@@ -475,7 +484,18 @@ def _terminal(stack: ExitStack) -> Terminal:
     return terminal
 
 
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    """The examples of a run; none, where it has none."""
+    try:
+        found = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["examples"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return list(found)
+
+
 def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    from cloze.evaluation.examples import in_words
+
     loss, unigram = summary["heldout_loss"], summary["unigram_loss"]
     area = summary.get("heldout_auc")
     if area is None:
@@ -497,21 +517,10 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
         ("model", f"{folder / 'model'} ({amount(summary['parameters'])} parameters)"),
         ("report", str(folder / "report.html")),
     )  # fmt: skip
-    for name, value in lines:
+    for name, value in (*lines, *in_words(_samples(folder))):
         out_console.print(f"{name:<14} {value}", soft_wrap=True)
     if area is not None:
-        _print_judged(folder)
-
-
-def _print_judged(folder: Path) -> None:
-    """What a detector finds in a few corrupted beginnings of held-out text."""
-    from cloze.evaluation.examples import judged_line
-
-    found = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["examples"]
-    for number, example in enumerate(found[:2]):
-        name = "" if number else "detects"
-        out_console.print(f"{name:<14} {judged_line(example)}", soft_wrap=True, markup=False)
-    out_console.print(f"{'':<14} [found<original]  (missed<original)  {{false alarm}}", style="dim")
+        out_console.print(f"{'':<14} [found<original]  (missed<original)  {{false alarm}}")
 
 
 # typer brings its own click in some versions: its classes are reached through typer.

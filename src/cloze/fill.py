@@ -1,4 +1,4 @@
-"""Using a trained model: fill blanks, copy it out."""
+"""Using a trained model: fill blanks, go on with a text, copy it out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from cloze.data.loader import special_tokens
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
-from cloze.models.build import load_masked_lm
+from cloze.evaluation.examples import generated
+from cloze.models.build import load_causal_lm, load_masked_lm
 from cloze.models.detector import is_detector
 from cloze.models.encoder import position_offset
 from cloze.models.twins import is_decoder, is_encoder_decoder
@@ -76,6 +78,36 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
             ]
         )
     return found
+
+
+def continuation(run_or_model: str, text: str, count: int = 30) -> str:
+    """A text with what a causal language model goes on with: the most probable token, `count` times.
+
+    Errors: a blank in the text, a text that is too long.
+    """
+    path = model_folder(run_or_model)
+    tokenizer = load_tokenizer(path, needs_mask=False)
+    if "[MASK]" in text or (tokenizer.mask_token is not None and tokenizer.mask_token in text):
+        raise ClozeError(
+            f"{path}: a causal language model, which predicts next tokens and fills no blanks: give the "
+            "beginning of a text without [MASK], and it goes on with it"
+        )
+    model = load_causal_lm(path).eval()
+    _, behind = special_tokens(tokenizer)
+    ids = tokenizer(text)["input_ids"]
+    ids = ids[: len(ids) - len(behind)]
+    if not ids or (ids[0] not in tokenizer.all_special_ids and tokenizer.bos_token_id is not None):
+        ids = [tokenizer.bos_token_id, *ids]
+    most = getattr(model.config, "max_position_embeddings", None) or 2**31
+    if len(ids) + count > most:
+        raise ClozeError(f"the text has {len(ids):,} tokens, the model takes {most - count:,}: shorten it")
+    made = generated(model, torch.tensor([ids]), tokenizer, count)[0]
+    return (
+        text
+        + str(tokenizer.decode([*ids, *made.tolist()], skip_special_tokens=True))[
+            len(str(tokenizer.decode(ids, skip_special_tokens=True))) :
+        ]
+    )
 
 
 def _guess(tokenizer: Any, ids: list[int], blank: int, token: int, probability: float) -> Guess:

@@ -61,7 +61,7 @@ def choose(
 
     Errors: no text for a model that is no run.
     """
-    given, checkpoint = _recipe_of(model)
+    given, checkpoint = recipe_of(model)
     folder = model_folder(model)
     own = given is not None and data is None
     if data is None and not own:
@@ -77,7 +77,7 @@ def choose(
     return Opening(folder, recipe, name, own, given is not None, checkpoint, objects)
 
 
-def _recipe_of(model: str | Path) -> tuple[Recipe | None, Path | None]:
+def recipe_of(model: str | Path) -> tuple[Recipe | None, Path | None]:
     """The recipe of a run or of one of its checkpoints, and the checkpoint with its tensors."""
     folder = Path(model).expanduser()
     if (folder / "recipe.yaml").is_file():

@@ -345,8 +345,8 @@ class Session:
             result = self._measure()
             self.state.heldout |= result.scores()
             parts = self.parts
-            method, tokenizer = parts.method.main, parts.corpus.tokenizer
-            found = samples(parts.held_out, method, tokenizer, parts.counts, self.initial, result)
+            tokenizer = parts.corpus.tokenizer
+            found = samples(parts.held_out, parts.method, tokenizer, parts.counts, self.initial, result)
             (self.folder / "report.html").unlink(missing_ok=True)  # of a smaller budget
             write_json(self.folder / "samples.json", found)
             whole = self.state.step >= self.state.steps

@@ -21,15 +21,18 @@ def plan(
     out: Path = Path("out"),
     seconds: Mapping[str, float] | None = None,
     metric: MetricName = "heldout_loss",
+    measures: Mapping[str, str] | None = None,
 ) -> Plan:
-    """A plan of recipes that differ in their masking rate."""
+    """A plan of recipes that differ in their masking rate; `measures`: of those that predict other things."""
     arms = []
     for number, name in enumerate(names):
         recipe = load_recipe("mlm", [f"masking.rate={0.1 + 0.02 * number:.2f}"])
         cost = Cost(tokens=TOKENS, predicted=400.0, operations=1e12 * (1 + number))
         own = (seconds or {}).get(name, 0.5)
         times = (own * 0.9, own, own * 1.2)
-        arms.append(Planned(Arm(name, recipe), cost, STEPS, times, 0.5, {"text": "t", "tokenizer": "t"}, "m"))
+        of = (measures or {}).get(name, "masked tokens")
+        text = {"text": "t", "tokenizer": "t"}
+        arms.append(Planned(Arm(name, recipe), cost, STEPS, times, 0.5, text, "m", of))
     return Plan(tuple(arms), tuple(range(seeds)), Allowance.parse("400ktok"), out, metric, ())
 
 

@@ -175,3 +175,49 @@ def test_a_page_of_many_recipes_and_of_strange_names() -> None:
     source = render(found)
     assert "<b>mlm</b>" not in source
     assert "$x^2$" in Page(source).text
+
+
+def mixed() -> Comparison:
+    """mlm, one that is better, and two that predict something else, one of them with a much lower loss."""
+    of = {"tokens": "next tokens", "fakes": "replaced or not"}
+    finals = {"mlm": 5.0, "good": 4.5, "tokens": 4.0, "fakes": 0.3}
+    right = {"mlm": 0.6, "good": 0.6, "tokens": 0.7, "fakes": 0.5}
+
+    def scores(name: str, seed: int) -> dict[str, Scores]:
+        own = {"task": {"accuracy": [right[name] + 0.001 * seed * (name != "mlm")]}}
+        return {"minimal-pairs": own, "heldout": {"held-out text": {"loss": [finals[name]]}}}
+
+    runs = [
+        run(name, s, finals[name] + 0.01 * s * (name == "good"), scores(name, s))
+        for s in range(3)
+        for name in finals
+    ]
+    return analyse(plan(list(finals), measures=of), runs, settings={"seeds": [0, 1, 2]})
+
+
+def test_losses_of_different_things_are_shown_and_never_subtracted() -> None:
+    found = mixed()
+    assert (found.mixed, found.comparable) == (True, ["mlm", "good"])
+    losses = [d for d in found.differences if d.metric == found.metric]
+    assert [(d.recipe, d.comparisons) for d in losses] == [("good", 1)]
+    assert {s.recipe for s in found.speedups} == {"good"}
+    assert [m.mean for m in found.means if m.metric == found.metric] == pytest.approx([5.0, 4.51, 4.0, 0.3])
+    # The suites compare all, but for the one that measures each model by what it predicts.
+    pairs = {d.recipe: d.finding for d in found.differences if d.metric.startswith("minimal-pairs")}
+    assert pairs == {"good": "open", "tokens": "better", "fakes": "worse"}
+    own = {d.recipe for d in found.differences if d.metric.startswith("heldout/") and d.values}
+    assert own == {"good"}
+
+
+def test_what_does_not_compare_is_said_in_words() -> None:
+    found = mixed()
+    said = "tokens: its held-out loss is of next tokens, that of mlm of masked tokens: not comparable."
+    assert said in found.verdict
+    assert any(line.startswith("minimal-pairs, tokens: better than mlm: +0.10") for line in found.verdict)
+    shown = lines(found)
+    assert max(map(len, shown)) <= 80
+    assert any("of replaced or not" in line and "0.3000" in line for line in shown)
+    page = Page(render(found))
+    assert "Recipes predict different things" in page.text
+    assert page.text.count("not comparable") >= 2
+    assert "Recipes predict different things" not in Page(render(compared())).text

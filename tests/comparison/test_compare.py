@@ -15,6 +15,7 @@ from cloze import ClozeError, Comparison
 from cloze.comparison import execute, plan
 from cloze.comparison.run import Unwatched
 from cloze.comparison.runs import Job, read
+from cloze.comparison.table import lines
 from cloze.comparison.timing import read_timing
 from cloze.evaluation import suites
 from cloze.evaluation.subject import Subject
@@ -259,9 +260,22 @@ def test_other_tokenizers_are_compared_by_bits_per_character(tmp_path: Path, com
     assert long.heldout_loss / long.bits_per_character > short.heldout_loss / short.bits_per_character  # type: ignore[operator]
 
 
-def test_losses_of_other_things_do_not_compare(tmp_path: Path, compare: Compare) -> None:
-    with pytest.raises(ClozeError, match=r"^causal is measured by its next tokens and mlm by its masked tok"):
-        compare(tmp_path / "out", recipes=["mlm", "causal"], sweeps=())
+def test_losses_of_other_things_are_shown_and_never_subtracted(tmp_path: Path, compare: Compare) -> None:
+    out = tmp_path / "out"
+    found = compare(out, recipes=["mlm", "causal", "spans"], sweeps=(), seeds=2, suites=["heldout"])
+    assert [arm.measures for arm in found.arms] == ["masked tokens", "next tokens", "masked tokens"]
+    # The suite `heldout` measures each model by what it predicts.
+    assert {d.recipe for d in found.differences if d.values} == {"spans"}
+    assert {s.recipe for s in found.speedups} == {"spans"}
+    assert all(m.mean is not None for m in found.means if m.metric == "heldout_loss")
+    (said,) = (line for line in found.verdict if line.startswith("causal"))
+    assert (
+        said == "causal: its held-out loss is of next tokens, that of mlm of masked tokens: not comparable."
+    )
+    (row,) = (line for line in lines(found) if line.startswith("  causal ") and " of next tokens" in line)
+    assert len(row) <= 80
+    page = (out / "report.html").read_text("utf-8")
+    assert "Recipes predict different things" in page and "not comparable" in page
 
 
 def test_a_hybrid_compares_with_masked_language_modelling(tmp_path: Path, compare: Compare) -> None:

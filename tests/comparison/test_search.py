@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from comparison.made_up import plan, run
 
+from cloze import ClozeError
 from cloze.comparison import search as module
 from cloze.comparison.arms import Arm
 from cloze.comparison.budget import Allowance
@@ -68,3 +69,18 @@ def test_the_words(tried: list[Any], tmp_path: Path) -> None:
     assert "Rung 2: 3 settings, 15 M tokens each" in shown
     assert "Best: mlm rate=0.2 clip=3" in shown
     assert any("lower than the setting deserves" in line for line in shown)
+
+
+def test_losses_of_different_things_have_no_lowest(
+    tried: list[Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    other = {"mlm rate=0.2 clip=1": "next tokens"}
+
+    def plan_in(folder: Path, arms: Sequence[Arm], *_: Any) -> Plan:
+        return plan([arm.name for arm in arms], 1, folder, measures=other)
+
+    monkeypatch.setattr(module, "plan_in", plan_in)
+    with pytest.raises(
+        ClozeError, match=r"^--search: the loss of mlm rate=0.2 clip=1 is of next tokens, that"
+    ):
+        search(["mlm"], "x.txt", "90Mtok", out=tmp_path, sweeps=SWEEPS)

@@ -1,6 +1,7 @@
 """From finished runs to differences, speed-ups and a verdict.
 
-The held-out metric is one family of comparisons: a recipe each. Each downstream suite is a family of its
+The held-out metric is one family of comparisons: a recipe each, of those whose held-out loss is of the same
+as the first one's. Losses of different things are never subtracted. Each downstream suite is a family of its
 own: recipes × tasks. Intervals of a family hold together.
 """
 
@@ -13,9 +14,10 @@ from typing import Any
 from cloze.comparison.arms import differences as changes_of
 from cloze.comparison.plan import Plan
 from cloze.comparison.result import UNITS, ArmFacts, Comparison, Difference, Mean, Speedup
-from cloze.comparison.runs import Finished, MetricName
+from cloze.comparison.runs import PROBED, Finished, MetricName
 from cloze.comparison.statistics import mean_interval, ratio_interval, reached_at
 from cloze.comparison.verdict import finding, sentence
+from cloze.evaluation.suites import SUITES
 from cloze.variance.estimate import Estimate
 
 MEASURES = ("tokens", "operations", "seconds")
@@ -38,10 +40,12 @@ def analyse(
     arms = tuple(_facts(plan))
     names = [arm.recipe for arm in arms]
     whole: dict[str, Values] = {plan.metric: held_out(runs, plan.metric)}
-    suites = _suites(runs)
+    like = [arm for arm in arms if arm.measures == arms[0].measures]
+    suites = _suites(runs, {arm.recipe for arm in like})
     summaries, parts = _summaries(suites), [tasks for tasks in suites.values() if len(tasks) > 1]
-    main = differences_of(names, whole, {plan.metric}, margin)
-    more = [d for family in (summaries, *parts) for d in differences_of(names, family, _lower(family))]
+    main = differences_of([arm.recipe for arm in like], whole, {plan.metric}, margin)
+    common = differences_of(names, summaries, _lower(summaries))
+    more = [d for family in parts for d in differences_of(names, family, _lower(family))]
     return Comparison(
         metric=plan.metric,
         arms=arms,
@@ -50,9 +54,9 @@ def analyse(
             *means_of(names, whole | summaries),
             *(mean for tasks in parts for mean in means_of(names, tasks, part=True)),
         ),
-        differences=(*main, *more),
-        speedups=tuple(speedups_of(arms, runs, plan.metric)),
-        verdict=tuple(verdict_of(plan, main, margin)),
+        differences=(*main, *common, *more),
+        speedups=tuple(speedups_of(like, runs, plan.metric)),
+        verdict=tuple(verdict_of(plan, main, common, margin)),
         notes=plan.notes,
         settings=dict(settings or {}),
         environment=dict(environment or {}),
@@ -70,6 +74,7 @@ def _facts(plan: Plan) -> Iterable[ArmFacts]:
             operations=steps * p.cost.operations,
             seconds_per_step=p.seconds_per_step,
             seconds=p.seconds,
+            measures=p.measures,
         )
 
 
@@ -81,11 +86,16 @@ def held_out(runs: Sequence[Finished], metric: MetricName) -> dict[str, dict[int
     return found
 
 
-def _suites(runs: Sequence[Finished]) -> dict[str, dict[str, Values]]:
-    """For each suite the values of its tasks in their main metric, as {SUITE/TASK/METRIC: values}."""
+def _suites(runs: Sequence[Finished], like: set[str]) -> dict[str, dict[str, Values]]:
+    """For each suite the values of its tasks in their main metric, as {SUITE/TASK/METRIC: values}.
+
+    A suite that measures each model by what it predicts (`Suite.common`) is of the recipes `like` the first.
+    """
     found: dict[str, dict[str, dict[str, dict[int, float | None]]]] = {}
     for run in runs:
         for suite, tasks in run.suites.items():
+            if run.recipe not in like and not SUITES[suite.removesuffix(PROBED)].common:
+                continue
             for task, metrics in tasks.items():
                 metric = next(iter(metrics))  # a suite names the main one first
                 values = found.setdefault(suite, {}).setdefault(f"{suite}/{task}/{metric}", {})
@@ -184,10 +194,27 @@ def speedups_of(arms: Sequence[ArmFacts], runs: Sequence[Finished], metric: Metr
     return found
 
 
-def verdict_of(plan: Plan, main: Sequence[Difference], margin: float | None) -> list[str]:
-    """What may be said, in sentences."""
-    baseline, seeds, unit = plan.arms[0].arm.name, len(plan.seeds), UNITS[plan.metric]
+def verdict_of(
+    plan: Plan, main: Sequence[Difference], common: Sequence[Difference], margin: float | None
+) -> list[str]:
+    """What may be said, in sentences.
+
+    Args:
+        main: of the held-out metric. common: of the suites; said of recipes that have no other difference.
+    """
+    first, seeds, unit = plan.arms[0], len(plan.seeds), UNITS[plan.metric]
+    baseline = first.arm.name
     lines = [sentence(d.recipe, baseline, d.finding, d.estimate, unit, margin) for d in main]
+    for other in (p for p in plan.arms if p.measures != first.measures):
+        name = other.arm.name
+        lines.append(
+            f"{name}: its held-out loss is of {other.measures}, that of {baseline} of {first.measures}: not "
+            "comparable."
+        )
+        for d in (d for d in common if d.recipe == name and d.finding != "missing"):
+            suite, metric = d.metric.partition("/")[0], d.metric.rpartition("/")[2]
+            said = sentence(name, baseline, d.finding, d.estimate, metric, None)
+            lines.append(f"{suite}, {said}")
     if seeds == 1:
         return [*lines, "One seed tells nothing of how much seeds differ: use --seeds 3 or more."]
     together = f" for all {len(main)} recipes together (Bonferroni)" if len(main) > 1 else ""

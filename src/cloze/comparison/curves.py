@@ -30,12 +30,14 @@ class Line:
 def bands(comparison: Comparison, measure: str) -> list[Line]:
     """The mean over each recipe's seeds; its band goes from the lowest to the highest.
 
+    Recipes whose loss is of something else than the first one's have no points.
+
     Args:
         measure: tokens, operations or seconds.
     """
     found = []
     for arm in comparison.arms:
-        steps, values = _curves(comparison, arm)
+        steps, values = _curves(comparison, arm) if arm.recipe in comparison.comparable else ([], np.empty(0))
         at = [step * arm.per_step(measure) for step in steps]
         ways = (f(values, axis=0).tolist() if steps else [] for f in (np.mean, np.min, np.max))
         found.append(Line(arm.recipe, at, *ways))
@@ -53,7 +55,9 @@ def gaps(comparison: Comparison) -> list[Line]:
             base = next(
                 (r for r in comparison.runs if (r.recipe, r.seed) == (baseline.recipe, run.seed)), None
             )
-            if run.recipe != arm.recipe or base is None or "diverged" in (run.status, base.status):
+            if arm.recipe not in comparison.comparable or run.recipe != arm.recipe:
+                continue
+            if base is None or "diverged" in (run.status, base.status):
                 continue
             own, theirs = (np.array(r.points(comparison.metric)) for r in (run, base))
             tokens = own[own[:, 1] <= theirs[-1, 1] * 1.001, 1]

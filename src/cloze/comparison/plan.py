@@ -37,7 +37,9 @@ class Planned:
         arm: the recipe. cost: of a step. steps: of each run.
         seconds_per_step: one value for each round of the timing.
         bits: of one nat of held-out loss, per character of the held-out text.
-        text: digests of the text and the tokenizer. masks: digest of the predicted held-out tokens.
+        text: digests of the text and the tokenizer. masks: digest of the predicted held-out tokens; empty if
+            its loss is of something else than the first recipe's.
+        measures: what its held-out loss is of (`Method.measures`).
     """
 
     arm: Arm
@@ -47,6 +49,7 @@ class Planned:
     bits: float
     text: dict[str, str]
     masks: str
+    measures: str = "masked tokens"
 
     @property
     def seconds(self) -> float:
@@ -115,7 +118,7 @@ def make_plan(
             corpora[key] = open_text(arm.recipe, [], progress)
         parts[arm.name] = assemble(arm.recipe, corpora[key], accelerator.device)
     _check_held_out(arms, parts)
-    _check_measures(arms, parts)
+    measures = {arm.name: parts[arm.name].method.main.measures for arm in arms}
     costs = {arm.name: cost_of(arm.recipe, parts[arm.name]) for arm in arms}
     if timing is None:
         timing = time_in_turn({arm.name: arm.recipe for arm in arms}, parts, accelerator)
@@ -130,7 +133,8 @@ def make_plan(
                 own,
                 bits_of(corpus),
                 corpus.digests(),
-                _masks(parts[arm.name]),
+                _masks(parts[arm.name]) if measures[arm.name] == measures[arms[0].name] else "",
+                measures[arm.name],
             )
         )
     notes = _notes(planned)
@@ -151,17 +155,6 @@ def _check_held_out(arms: Sequence[Arm], parts: dict[str, Parts]) -> None:
             raise ClozeError(
                 f"{arm.name} and {arms[0].name} would hold out different text, for data.heldout.minimum is "
                 "in tokens and they have different tokenizers: lower it, or give --set data.heldout.path=FILE"
-            )
-
-
-def _check_measures(arms: Sequence[Arm], parts: dict[str, Parts]) -> None:
-    first = parts[arms[0].name].method.main.measures
-    for arm in arms[1:]:
-        own = parts[arm.name].method.main.measures
-        if own != first:
-            raise ClozeError(
-                f"{arm.name} is measured by its {own} and {arms[0].name} by its {first}: such losses do not "
-                "compare; pretrain them one by one, and compare what cloze evaluate gives"
             )
 
 
@@ -189,7 +182,7 @@ def _notes(planned: Sequence[Planned]) -> list[str]:
             "compare, so bits per character are given: a masked token's loss, spread over its characters."
         )
     same = [p for p in planned if p.arm.name not in others]
-    cut = [p.arm.name for p in same if p.masks != first.masks]
+    cut = [p.arm.name for p in same if p.measures == first.measures and p.masks != first.masks]
     if cut:
         found.append(
             f"{', '.join(cut)}: the held-out text is cut into other samples than for {first.arm.name} (see "

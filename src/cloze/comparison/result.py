@@ -21,6 +21,7 @@ class ArmFacts:
         steps, tokens: of each run. operations: of each run, counted.
         seconds_per_step: one value a round of the timing, in turn with the other recipes; `seconds`: their
             median.
+        measures: what its held-out loss is of; only such of one thing are compared.
     """
 
     recipe: str
@@ -30,6 +31,7 @@ class ArmFacts:
     operations: float
     seconds_per_step: tuple[float, ...]
     seconds: float
+    measures: str = "masked tokens"
 
     def per_step(self, measure: str) -> float:
         """Tokens, operations or seconds of a step."""
@@ -129,6 +131,16 @@ class Comparison:
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the held-out losses of some recipes are of something else than the first one's."""
+        return len({arm.measures for arm in self.arms}) > 1
+
+    @property
+    def comparable(self) -> list[str]:
+        """The recipes whose held-out losses are of the same as the first one's, that one included."""
+        return [arm.recipe for arm in self.arms if arm.measures == self.arms[0].measures]
 
     def as_dict(self) -> dict[str, Any]:
         """The content of comparison.json."""

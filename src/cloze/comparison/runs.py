@@ -27,6 +27,7 @@ _FREE = (
     "training.trackers",
 )
 MetricName = Literal["heldout_loss", "bits_per_character"]
+PROBED = " (probe)"  # ends the name of a suite whose scores are of a frozen encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def write(file: Path, run: Finished) -> None:
 
 def measured_as(suite: str, probe: bool) -> str:
     """The name that a suite's scores are kept by: those of a frozen encoder are others."""
-    return f"{suite} (probe)" if probe and SUITES[suite].trains else suite
+    return f"{suite}{PROBED}" if probe and SUITES[suite].trains else suite
 
 
 def add_scores(file: Path, run: Finished, suites: dict[str, Scores]) -> Finished:

@@ -16,8 +16,10 @@ from typing import Any
 
 from cloze.comparison.arms import Arm, make_arms
 from cloze.comparison.budget import Allowance
+from cloze.comparison.plan import Plan
 from cloze.comparison.run import TIMES, Watch, check_jobs, plan_in, runs_of
 from cloze.data.corpus import Progress
+from cloze.errors import ClozeError
 from cloze.recipes.load import dump
 from cloze.recipes.schema import Recipe
 from cloze.training.state import writable_folder, write_json
@@ -110,6 +112,7 @@ def search(
     for number, size in enumerate(sizes, start=1):
         each = whole.share(1.0 / (len(sizes) * size))
         plan = plan_in(folder / f"rung-{number}", arms, each, [SEED], folder / TIMES, progress)
+        _check_measures(plan)
         losses = {run.recipe: run.value(plan.metric) for run in runs_of(plan, watch, jobs)}
         order = {name: math.inf if loss is None else loss for name, loss in losses.items()}
         ranked = sorted(order, key=order.__getitem__)
@@ -121,6 +124,17 @@ def search(
     found = Search(str(whole), metric, tuple(rungs), arms[0].name, str(best))
     write_json(folder / "search.json", asdict(found))
     return found
+
+
+def _check_measures(plan: Plan) -> None:
+    """Errors: losses of different things, of which none is the lowest."""
+    first = plan.arms[0]
+    for own in plan.arms[1:]:
+        if own.measures != first.measures:
+            raise ClozeError(
+                f"--search: the loss of {own.arm.name} is of {own.measures}, that of {first.arm.name} of "
+                f"{first.measures}, so neither is lower: search among recipes that measure the same"
+            )
 
 
 def _write_best(folder: Path, arm: Arm) -> Path:

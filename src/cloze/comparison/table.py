@@ -40,14 +40,18 @@ def _metric(comparison: Comparison, metric: str) -> list[str]:
     differences = {d.recipe: d for d in comparison.differences if d.metric == metric}
     title = TITLES.get(metric) or f"{metric.partition('/')[0]}, {metric.rpartition('/')[2]}"
     found = [f"{_short(title, NAME):<{NAME}}{'mean ± std':>16}{'to ' + _short(means[0].recipe, 20):>27}"]
-    return [*found, *(_row(mean, differences.get(mean.recipe)) for mean in means)]
+    of = {arm.recipe: arm.measures for arm in comparison.arms}
+    if not comparison.mixed or metric != comparison.metric:
+        of = {}
+    return [*found, *(_row(m, differences.get(m.recipe), of.get(m.recipe)) for m in means)]
 
 
-def _row(mean: Mean, difference: Difference | None) -> str:
+def _row(mean: Mean, difference: Difference | None, of: str | None) -> str:
+    """A recipe; `of`: what its loss is of, where that is not the same for all."""
     own = "" if mean.mean is None else f"{mean.mean:.4f}"
     if mean.spread is not None:
         own += f" ±{mean.spread:.4f}"
-    cell, word = "", ""
+    cell, word = "" if of is None else f"of {of}", ""
     if difference is not None:
         estimate, word = difference.estimate, _WORDS.get(difference.finding, "")
         if estimate.value is not None:

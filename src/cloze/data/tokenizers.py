@@ -21,11 +21,14 @@ _SAMPLE_CHARS = 60
 SENTINEL, SENTINELS = "<extra_id_{}>", 100  # as T5 names them
 
 
-def load_tokenizer(path: str | Path, add_mask_token: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    path: str | Path, add_mask_token: bool = False, needs_mask: bool = True
+) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or the hub. `add_mask_token` adds "[MASK]" and "[PAD]" to
     one that lacks them.
 
-    Raises ClozeError if there is none, if it is not a fast (Rust) tokenizer, or if it lacks a mask token.
+    Raises ClozeError if there is none, if it is not a fast (Rust) tokenizer, or if it lacks a mask token that
+    it needs.
     """
     local = Path(path).is_dir()
     unreachable = not local and offline()
@@ -42,7 +45,7 @@ def load_tokenizer(path: str | Path, add_mask_token: bool = False) -> PreTrained
         raise ClozeError(
             f"{path}: {type(tokenizer).__name__} is a slow tokenizer; a tokenizer.json is needed"
         )
-    if tokenizer.mask_token is None:
+    if tokenizer.mask_token is None and (needs_mask or add_mask_token):
         if not add_mask_token:
             raise ClozeError(
                 f"{path}: this tokenizer has no mask token; --set tokenizer.add_mask_token=true adds one "

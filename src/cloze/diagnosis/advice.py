@@ -22,6 +22,13 @@ NEAR_BEST = 1.2  # the smallest rate within this factor of the best one is taken
 def advise(found: Measurements) -> Recommendation:
     """The recommendation that follows from measurements."""
     now = found.setting.masking or "uniform"
+    if found.setting.drawn == "prefixes":
+        return Recommendation(
+            now,
+            0.0,
+            "Nothing is hidden, so masks have no part in the gradient's variance; how long the prefix is "
+            f"makes {percent(found.mask_share)} of it. {noise(found.noise_scale)}",
+        )
     if found.setting.rate == 0.0:
         return Recommendation(
             now,

@@ -23,6 +23,8 @@ from cloze.diagnosis.result import (
 )
 from cloze.diagnosis.text import shorten, spread
 from cloze.diagnosis.tokens import ORDER, TOKENS, proposal_words, token_savings
+from cloze.errors import ClozeError
+from cloze.methods.token_prediction import TokenPrediction
 from cloze.variance import (
     Decomposition,
     Estimate,
@@ -103,9 +105,13 @@ def measure(subject: Subject, options: Options, meter: Meter | None = None) -> M
         group=groups.__getitem__,
         progress=counter.sequences("masks", masks),
     )
-    if not hides:
+    if not subject.method.drawn:
         found = _unmasked(found)
+    elif not hides:
+        found = replace(found, covariance=None, break_even=None, segments=[], hamming=[])
     loss_cost = None
+    if options.curvature and not isinstance(subject.method, TokenPrediction):
+        raise ClozeError(f"--weight curvature: {subject.model} predicts no tokens of the text; leave it out")
     if options.curvature:
         loss_cost = _loss_cost(subject, losses, parameters, options, counter)
     tokens = NO_SAVINGS
@@ -147,7 +153,7 @@ def measure(subject: Subject, options: Options, meter: Meter | None = None) -> M
 
 
 def _unmasked(found: Decomposition) -> Decomposition:
-    """Of a method that hides nothing: all masks gave the same gradient, but for rounding."""
+    """Of a method that draws nothing: all masks gave the same gradient, but for rounding."""
     none = Estimate(0.0, 0.0, 0.0)
     return replace(
         found,
@@ -184,6 +190,7 @@ def _setting(subject: Subject, options: Options, model: PreTrainedModel) -> Sett
         passes=subject.passes,
         body_parameters=body,
         head_parameters=head,
+        drawn=subject.method.drawn,
     )
 
 

@@ -20,6 +20,7 @@ class Setting:
         masking: kind of the run's policy; None: no run. passes: how often the run saw its text; None: not
             known.
         body_parameters, head_parameters: what the counted operations come from (`cost.py`).
+        drawn: what the mask term is of: masks, prefixes, or nothing (`Method.drawn`).
     """
 
     model: str
@@ -34,6 +35,7 @@ class Setting:
     passes: float | None
     body_parameters: int
     head_parameters: int
+    drawn: str = "masks"
 
 
 @dataclass(frozen=True, slots=True)

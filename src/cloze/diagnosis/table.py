@@ -34,10 +34,13 @@ def _two(name: str, value: str) -> str:
 
 def _heading(found: Measurements) -> list[str]:
     s = found.setting
+    drawn = {
+        "masks": f"{s.masks} masks of {s.rate:.0%} each",
+        "prefixes": f"{s.masks} visible prefixes each, whose length makes what is called mask term here",
+    }.get(s.drawn, "nothing drawn, so that the mask term is 0")
     text = (
-        f"{s.sequences} sequences of {s.length} tokens, {s.masks} masks of {s.rate:.0%} each, parameters: "
-        f"{s.parameters}. Variances are of the gradient of one sequence with one mask; brackets are 95% "
-        "intervals."
+        f"{s.sequences} sequences of {s.length} tokens, {drawn}, parameters: {s.parameters}. Variances are "
+        "of the gradient of one sequence with one mask; brackets are 95% intervals."
     )
     return [f"{s.model} on {s.data}", *_text(text)]
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cloze.corruption.view import View
 from cloze.data.batch import Batch
 from cloze.data.tokenizers import sentinels_of
 from cloze.evaluation.heldout import SEED, HeldOutSet
@@ -22,6 +21,7 @@ from cloze.methods.token_prediction import TokenPrediction
 NUMBER = 6
 SHOWN = 60  # tokens of a sample with blanks
 PROMPT, CONTINUATION = 24, 24  # tokens
+IN_A_LINE = 40  # tokens of a judged sample in a terminal
 
 
 @torch.no_grad()
@@ -30,24 +30,72 @@ def examples(
 ) -> list[dict[str, Any]]:
     """Some held-out samples as a method reads them.
 
-    Blanks: `tokens`, those that were hidden with the model's guesses. Continuations: `tokens` that it was
-    given, the greedy `continuation` and the text's own, `truth`. Judgements: `judged`, `tokens` as the model
-    got them with the probability `p` that they are replaced, and where they are also the `original` one.
-    Spans: `tokens` with sentinels in place of what was hidden, the greedy `answer`, and `truth`.
+    Blanks, of a main method that predicts hidden tokens: `tokens`, those that were hidden with the model's
+    guesses. Continuations, of a model that goes out as a decoder: `tokens` that it was given, the greedy
+    `continuation` by transformers' own `generate`, and the text's own, `truth`. One with both readings has
+    both. Judgements: `judged`, `tokens` as the model got them with the probability `p` that they are
+    replaced, and where they are also the `original` one. Spans: `tokens` with sentinels in place of what was
+    hidden, the greedy `answer`, and `truth`.
     """
-    training = method.training
+    main, training = method.main, method.training
     method.eval()
     batch, plan = next(held_out.items())
-    if isinstance(method, Infilling):
-        found = _answered(batch, method, tokenizer)
-    elif not isinstance(method, TokenPrediction):
-        found = [] if method.predicts_tokens else _judged(batch, plan, method, tokenizer)
-    elif method.everywhere:
-        found = _continued(batch, method, tokenizer)
-    else:
-        found = _filled(batch, plan, method, tokenizer)
+    found = []
+    if isinstance(main, Infilling):
+        found += _answered(batch, main, tokenizer)
+    elif not main.predicts_tokens:
+        found += _judged(batch, plan, main, tokenizer)
+    elif isinstance(main, TokenPrediction) and not main.everywhere:
+        found += _filled(batch, plan, main, tokenizer)
+    if method.reading == "causal" and "causal" in method.readings:
+        device = next(method.parameters()).device
+        found += _continued(batch, method.export().to(device).eval(), tokenizer)  # type: ignore[arg-type]
     method.train(training)
     return found
+
+
+def in_words(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(kind, text) of the first example of each kind, for a terminal."""
+    shown: dict[str, str] = {}
+    for example in found:
+        texts = [_token_in_words(token) for token in example["tokens"]]
+        if "judged" in example:
+            shown.setdefault("judged", "".join(map(_judgement, example["tokens"][:IN_A_LINE])))
+        elif "answer" in example:
+            shown.setdefault("written", f"{''.join(texts).strip()} >>>{_spaced(example['answer'])}")
+        elif "continuation" in example:
+            text = f"{''.join(texts).strip()} >>>{_spaced(example['continuation'])}"
+            shown.setdefault("continued", text)
+        else:
+            shown.setdefault("blanks", "".join(texts).strip())
+    return [(kind, " ".join(text.split())) for kind, text in shown.items()]
+
+
+def _token_in_words(token: dict[str, Any]) -> str:
+    """The token; a hidden one as [GUESS], with the right one where it is another."""
+    text = str(token["text"])
+    if not token.get("masked"):
+        return text
+    best, space = token["guesses"][0], " " if text.startswith(" ") else ""
+    own = best["text"].strip()
+    return f"{space}[{own}]" if best["right"] else f"{space}[{own}, not {text.strip()}]"
+
+
+def _judgement(token: dict[str, Any]) -> str:
+    """The token; [text<original] a replaced one that was found, (text<original) one that was not, {text} an
+    original one that was taken for replaced.
+    """
+    text, replaced, said = token["text"], "original" in token, token["p"] > 0.5
+    if not (replaced or said):
+        return str(text)
+    space = text[: len(text) - len(text.lstrip())]
+    core = text.strip() + (f"<{token['original'].strip()}" if replaced else "")
+    left, right = ("[", "]") if replaced and said else ("(", ")") if replaced else ("{", "}")
+    return f"{space}{left}{core}{right}"
+
+
+def _spaced(text: str) -> str:
+    return text if text.startswith(" ") else f" {text}"
 
 
 def _filled(
@@ -87,16 +135,19 @@ def _filled(
 
 
 def _continued(
-    batch: Batch, method: TokenPrediction, tokenizer: PreTrainedTokenizerFast
+    batch: Batch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> list[dict[str, Any]]:
-    """The beginnings of some samples, the model's greedy continuations, and how the text goes on."""
+    """The beginnings of some samples, a decoder's greedy continuations, and how the text goes on."""
     sizes = torch.bincount(batch.segments[batch.segments >= 0], minlength=batch.samples)
     long = (sizes > PROMPT + CONTINUATION).nonzero().flatten().tolist()
+    chosen = [batch.ids[batch.segments == long[i]] for i in _spread(len(long))]
+    if not chosen:
+        return []
+    prompts = torch.stack([ids[:PROMPT] for ids in chosen])
+    continuations = generated(model, prompts, tokenizer, CONTINUATION)
     found = []
-    for number in [long[i] for i in _spread(len(long))]:
-        ids = batch.ids[batch.segments == number]
-        prompt, truth = ids[:PROMPT], ids[PROMPT : PROMPT + CONTINUATION]
-        texts = {"continuation": greedy(method, prompt), "truth": truth}
+    for ids, prompt, continuation in zip(chosen, prompts, continuations, strict=True):
+        texts = {"continuation": continuation, "truth": ids[PROMPT : PROMPT + CONTINUATION]}
         given = [i for i in prompt.tolist() if i not in tokenizer.all_special_ids]
         found.append(
             {"tokens": [{"text": tokenizer.decode([i])} for i in given]}
@@ -128,22 +179,6 @@ def _judged(
     return found
 
 
-def judged_line(example: dict[str, Any], most: int = 40) -> str:
-    """A judged example for a terminal: replaced tokens in brackets, and what was made of them.
-
-    [text<original] is a replaced token that was found, (text<original) one that was not, {text} an original
-    one that was taken for replaced.
-    """
-    line = ""
-    for token in example["tokens"][:most]:
-        text, replaced, said = token["text"], "original" in token, token["p"] > 0.5
-        space = text[: len(text) - len(text.lstrip())]
-        core = text.strip() + (f"<{token['original'].strip()}" if replaced else "")
-        left, right = ("[", "]") if replaced and said else ("(", ")") if replaced else ("{", "}")
-        line += f"{space}{left}{core}{right}" if replaced or said else text
-    return " ".join(line.split())
-
-
 def _answered(batch: Batch, method: Infilling, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
     """Some samples with hidden spans, what the model writes for them, and what stood there."""
     sizes = torch.bincount(batch.segments[batch.segments >= 0], minlength=batch.samples)
@@ -152,12 +187,12 @@ def _answered(batch: Batch, method: Infilling, tokenizer: PreTrainedTokenizerFas
     found = []
     for number in [long[i] for i in _spread(len(long))]:
         row = int((batch.segments == number).any(1).nonzero()[0])
-        inside = (batch.segments[row] == number)[:, None]
+        inside = batch.segments[row] == number
         one = batch.take(torch.tensor([row]))
         one = replace(
             one,
-            **{n: getattr(one, n)[:, inside[:, 0]] for n in ("ids", "index", "units", "maskable")},
-            segments=torch.zeros_like(one.segments[:, inside[:, 0]]),
+            **{n: getattr(one, n)[:, inside] for n in ("ids", "index", "units", "maskable")},
+            segments=torch.zeros_like(one.segments[:, inside]),
             keys=batch.keys[number : number + 1],
             visits=batch.visits[number : number + 1],
         ).to(device)
@@ -179,18 +214,20 @@ def _words(tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> list[str]:
     ]
 
 
-def greedy(method: TokenPrediction, prompt: Tensor, count: int = CONTINUATION) -> Tensor:
-    """The `count` most probable next tokens after `prompt` [n], one after the other: [count] int64."""
-    layer = method.encoder.vocabulary
-    ids = prompt.to(layer.weight.device)
-    for _ in range(count):
-        place = torch.arange(ids.numel(), device=ids.device)[None]
-        open = place < prompt.numel() if method.visibility.kind == "prefix" else None
-        view = View(ids[None], torch.zeros_like(place), place, place, causal=True, dense=True, open=open)
-        features = method.encoder(view, place[0, -1:]).features
-        logits = torch.nn.functional.linear(features, layer.weight, layer.bias)
-        ids = torch.cat([ids, logits.argmax(1)])
-    return ids[prompt.numel() :].cpu()
+@torch.no_grad()
+def generated(
+    model: PreTrainedModel, prompts: Tensor, tokenizer: PreTrainedTokenizerFast, count: int
+) -> Tensor:
+    """[prompts, up to `count`] int64, the most probable next tokens after prompts [prompts, length]."""
+    ids = prompts.to(model.device)
+    made = model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+    return made[:, ids.shape[1] :].cpu()
 
 
 def _spread(count: int) -> list[int]:

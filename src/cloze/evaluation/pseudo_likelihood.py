@@ -22,7 +22,9 @@ from cloze.data.loader import special_tokens
 from cloze.data.units import UnitRule
 from cloze.models.encoder import Encoder
 from cloze.models.vocabulary_loss import vocabulary_loss
+from cloze.random import Stream, uniform
 
+SEED = 0  # of what replaces a hidden token; the same for all models
 FORWARD_TOKENS = {"cpu": 2048, "cuda": 65_536}
 _AT_ONCE = 1024  # sentences whose encodings, which are large, are alive at a time
 
@@ -84,9 +86,10 @@ class Splitter:
 @torch.no_grad()
 def pseudo_log_likelihoods(
     encoder: Encoder,
-    mask: int,
+    mask: int | Tensor,
     sequences: Sequence[Tokens],
     tell: Callable[[int, int], None] = lambda done, total: None,
+    shift: int = 0,
 ) -> PseudoLikelihoods:
     """Score sequences by both variants at once.
 
@@ -95,14 +98,17 @@ def pseudo_log_likelihoods(
 
     Args:
         encoder: in evaluation mode.
-        mask: id of the mask token.
+        mask: id of the mask token; or [n] int64 ids, one of which stands for a hidden token, drawn by its
+            place and the length of the sequence, so that like sentences get the same ones.
         sequences: in any order and of any lengths that the model takes.
         tell: is told how many tokens went through the encoder, and of how many.
+        shift: how many places before a token the output lies that predicts it; a token with fewer places
+            before it is not scored.
     """
     layer = encoder.vocabulary
     device = layer.weight.device
     plain, word_l2r = torch.zeros(2, len(sequences), dtype=torch.float64)
-    groups = _groups(sequences)
+    groups = _groups(sequences, shift)
     done, total = 0, sum(group.size for group in groups)
     for group in groups:
         for copies in group.copies(mask, FORWARD_TOKENS.get(device.type, FORWARD_TOKENS["cpu"])):
@@ -121,7 +127,7 @@ class _Copies:
     """Masked copies of sequences of one length, and what is predicted in each.
 
     Attributes:
-        view: [copies, length]. places, labels: [copies] int64, of the predicted token.
+        view: [copies, length]. places, labels: [copies] int64, of the output that predicts; the token.
         owner: [copies] int64, number of the sequence.
         plain, word_l2r: [copies] bool, whether it counts for this variant.
     """
@@ -142,7 +148,7 @@ class _Group:
         number: [S] int64, which of all sequences they are.
         ids, units: [S, length] int64.
         row, place: [copies] int64, of the predicted token.
-        plain, word_l2r: [copies] bool.
+        plain, word_l2r: [copies] bool. shift: of the output that predicts.
     """
 
     number: Tensor
@@ -152,14 +158,16 @@ class _Group:
     place: Tensor
     plain: Tensor
     word_l2r: Tensor
+    shift: int
 
     @classmethod
-    def of(cls, number: list[int], sequences: Sequence[Tokens]) -> _Group:
+    def of(cls, number: list[int], sequences: Sequence[Tokens], shift: int) -> _Group:
         ids, units = (
             torch.from_numpy(np.stack([getattr(sequences[n], name) for n in number]))
             for name in ("ids", "units")
         )
-        row, place = (units >= 0).nonzero().unbind(1)
+        row, place = (units[:, shift:] >= 0).nonzero().unbind(1)
+        place = place + shift
         following = torch.nn.functional.pad(units, (0, 1), value=-1)[row, place + 1]
         inside = following == units[row, place]  # more of its word follows
         again = inside.nonzero().squeeze(1)
@@ -171,6 +179,7 @@ class _Group:
             torch.cat([place, place[again]]),
             torch.arange(row.numel() + again.numel()) < row.numel(),
             torch.cat([~inside, torch.ones_like(again, dtype=torch.bool)]),
+            shift,
         )
 
     @property
@@ -178,11 +187,12 @@ class _Group:
         """Tokens of all copies."""
         return self.row.numel() * self.ids.shape[1]
 
-    def copies(self, mask: int, tokens: int) -> Iterator[_Copies]:
+    def copies(self, mask: int | Tensor, tokens: int) -> Iterator[_Copies]:
         """The copies, about so many tokens at a time."""
         length = self.ids.shape[1]
         at = torch.arange(length)
         step = max(1, tokens // length)
+        fill = _fill(mask, length)
         for start in range(0, self.row.numel(), step):
             row, place, plain, word_l2r = (
                 x[start : start + step] for x in (self.row, self.place, self.plain, self.word_l2r)
@@ -192,21 +202,29 @@ class _Group:
             hidden = torch.where(plain[:, None], at == place[:, None], own & (at >= place[:, None]))
             flat = torch.arange(clean.numel()).view_as(clean)
             view = View(
-                torch.where(hidden, mask, clean),
+                torch.where(hidden, fill, clean),
                 torch.arange(row.numel())[:, None].expand_as(clean),
                 at.expand_as(clean),
                 flat,
                 dense=True,
                 runs=row.numel(),
             )
-            places = flat.gather(1, place[:, None]).squeeze(1)
+            places = flat.gather(1, place[:, None] - self.shift).squeeze(1)
             labels = clean.gather(1, place[:, None]).squeeze(1)
             yield _Copies(view, places, labels, self.number[row], plain, word_l2r)
 
 
-def _groups(sequences: Sequence[Tokens]) -> list[_Group]:
+def _fill(mask: int | Tensor, length: int) -> Tensor:
+    """[length] int64, what stands at each place if its token is hidden."""
+    if isinstance(mask, int):
+        return torch.full((length,), mask)
+    drawn = uniform(SEED, Stream.TOKEN, torch.tensor(length), torch.arange(length))
+    return mask[(drawn * mask.numel()).to(torch.int64)]
+
+
+def _groups(sequences: Sequence[Tokens], shift: int) -> list[_Group]:
     """By length, the longest first: memory that does not suffice is found out at once."""
     by_length: dict[int, list[int]] = {}
     for number, sequence in enumerate(sequences):
         by_length.setdefault(sequence.ids.size, []).append(number)
-    return [_Group.of(numbers, sequences) for _, numbers in sorted(by_length.items(), reverse=True)]
+    return [_Group.of(numbers, sequences, shift) for _, numbers in sorted(by_length.items(), reverse=True)]

@@ -9,12 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from cloze.errors import ClozeError
 from cloze.evaluation.results import FILE, Evaluation, Measurement, read
 from cloze.evaluation.subject import Subject
 from cloze.evaluation.suites import SUITES
 from cloze.evaluation.suites.base import Meter, Options, Scores, Suite
+from cloze.methods.base import Readout
 from cloze.report.environment import environment
 from cloze.training.precision import quick_products
 from cloze.training.state import writable_folder, write_json
@@ -29,6 +31,7 @@ SETTINGS = (
     "epochs",
     "learning_rate",
     "length",
+    "reading",
     "unmask",
 )  # of `Options`, that are written down
 
@@ -48,6 +51,7 @@ def evaluate(
     learning_rate: float | None = None,
     length: int | None = None,
     unmask: Sequence[str] = (),
+    reading: str | None = None,
     out: str | Path | None = None,
     meter: Meter | None = None,
 ) -> Evaluation:
@@ -57,8 +61,8 @@ def evaluate(
         model: a run, a model folder or a hub id.
         suites: names of suites (`cloze.evaluation.suites.SUITES`).
         data: where their data is: a path for all, or a path for each suite by its name.
-        seeds, tasks, columns, probe, epochs, learning_rate, length, unmask: see `Options`; unmask may be
-            ["all"].
+        seeds, tasks, columns, probe, epochs, learning_rate, length, reading, unmask: see `Options`; unmask
+            may be ["all"].
         out: folder for evaluation.json and evaluation.html; by default the run's, whose report and model card
             then have the results too, and none for other models. What was evaluated there before is kept. A
             suite that is done is written before the next one begins.
@@ -73,6 +77,8 @@ def evaluate(
     chosen = [suite_of(name) for name in names]
     if not chosen:
         raise ClozeError(f"--suite: name one or more of {', '.join(SUITES)}")
+    if reading is not None and reading not in get_args(Readout):
+        raise ClozeError(f"--reading {reading}: there are {', '.join(get_args(Readout))}")
     if seeds < 1:
         raise ClozeError(f"--seeds {seeds}: at least 1 is needed")
     for suite in chosen:
@@ -95,6 +101,7 @@ def evaluate(
         epochs=epochs,
         learning_rate=learning_rate,
         length=length,
+        reading=reading,
         unmask=tuple(group for given in unmask for group in (EVERY_GROUP if given == "all" else [given])),
     )
     if meter is not None:

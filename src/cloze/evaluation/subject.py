@@ -67,7 +67,11 @@ class Subject:
     @cached_property
     def longest(self) -> int:
         """Greatest number of tokens of a sequence, special tokens included."""
+        return self.longest_of(self.tokenizer)
+
+    def longest_of(self, tokenizer: PreTrainedTokenizerFast) -> int:
+        """The same with its tokenizer, which for a causal language model needs no mask token."""
         local = Path(self.path).exists() or offline()
         config = AutoConfig.from_pretrained(self.path, local_files_only=local, trust_remote_code=False)
         positions = getattr(config, "max_position_embeddings", None) or 2**31
-        return min(positions - position_offset(config), int(self.tokenizer.model_max_length))
+        return min(positions - position_offset(config), int(tokenizer.model_max_length))

@@ -13,7 +13,7 @@ accumulation and data parallelism change nothing. Everything that changes over a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -107,6 +107,7 @@ class Outcome:
 
 W = TypeVar("W", bound=Work)
 Reading = Literal["masked", "causal", "detection", "seq2seq"]
+Readout = Literal["masked", "replaced", "causal", "prefix"]
 
 
 class Method(nn.Module, Generic[W]):
@@ -119,6 +120,8 @@ class Method(nn.Module, Generic[W]):
         everywhere: no mask chooses which tokens are predicted: all are, or all that is hidden.
         predicts_tokens: what is predicted are tokens of the vocabulary; else there are no losses by word, and
             the feedback has `logits` of two classes, `labels`, 0 or 1, and the ids `seen` at each prediction.
+        drawn: what is drawn for a row besides its text: "masks", "prefixes", or "" for nothing, so that the
+            gradient of a row is always the same.
         stages: shares of the run in which it trains one way, one after the other.
     """
 
@@ -127,6 +130,7 @@ class Method(nn.Module, Generic[W]):
     sees: Collection[str] = ("all",)
     everywhere: bool = False
     predicts_tokens: bool = True
+    drawn: str = "masks"
     stages: Sequence[float] = (1.0,)
 
     @property
@@ -194,6 +198,16 @@ class Method(nn.Module, Generic[W]):
         "seq2seq": one text for another.
         """
         return "masked"
+
+    @property
+    def readings(self) -> Mapping[Readout, int]:
+        """How its outputs may be read, its own way first: empty, if they predict no tokens of the text.
+
+        {reading: how many places before a token the output lies that predicts it}. "masked": the token is
+        hidden behind the mask token; "replaced": behind a random one; "causal": what follows it is not seen;
+        "prefix": nor is that, but the first tokens see each other.
+        """
+        return {}
 
     def export(self) -> PreTrainedModel:
         """The model that users load afterwards, of the stock class of its `reading`."""

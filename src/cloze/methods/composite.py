@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from cloze.data.batch import Batch
 from cloze.masking.base import Evidence
-from cloze.methods.base import Method, Outcome, Reading, Work
+from cloze.methods.base import Method, Outcome, Reading, Readout, Work
 from cloze.progress import part_at
 
 MAIN = "main"
@@ -140,6 +140,20 @@ class Composite(Method[Mixed]):
     @property
     def reading(self) -> Reading | None:
         return self.exported.reading
+
+    @property
+    def readings(self) -> dict[Readout, int]:
+        """Of the methods that the last stage trains, the main one first.
+
+        Outputs that predict the next token under both visibilities do so behind a prefix too (2410.24159).
+        """
+        methods, used = self.named(), self.uses[-1]
+        found: dict[Readout, int] = {}
+        for name in sorted(used, key=lambda name: name != MAIN):
+            found = {**found, **{r: s for r, s in methods[name].readings.items() if r not in found}}
+        if found.get("masked") == found.get("causal") == 1:
+            found.setdefault("prefix", 1)
+        return found
 
     def export(self) -> PreTrainedModel:
         return self.exported.export()

@@ -13,7 +13,7 @@ from cloze.masking.base import Evidence, Policy, Seen
 from cloze.masking.nothing import nothing
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import rate_at
-from cloze.methods.base import Method, Outcome, Reading, TokenWork, select
+from cloze.methods.base import Method, Outcome, Reading, Readout, TokenWork, select
 from cloze.methods.objectives import MlmObjective, NextTokenObjective
 from cloze.methods.visibility import AllVisible, CausalVisible, PrefixVisible
 from cloze.models.encoder import Encoder
@@ -53,6 +53,8 @@ class TokenPrediction(Method[TokenWork]):
         self.sees = (visibility.kind,)
         self.measures = "masked tokens" if corruption.mask > 0.0 else "replaced tokens"
         self.everywhere = objective.everywhere
+        if masking.rate == 0.0:
+            self.drawn = "prefixes" if visibility.kind == "prefix" else ""
         if self.everywhere:
             self.measures = "next tokens" if visibility.kind != "prefix" else "tokens after a prefix"
 
@@ -128,6 +130,15 @@ class TokenPrediction(Method[TokenWork]):
         if self.objective.kind == "mlm":
             return "masked" if self.visibility.kind == "all" else None
         return "causal" if self.visibility.kind != "all" else None
+
+    @property
+    def readings(self) -> dict[Readout, int]:
+        shift = self.objective.shift
+        if self.visibility.kind == "all":
+            return {"masked" if self.corruption.mask > 0.0 else "replaced": shift}
+        if self.objective.kind == "mlm":
+            return {}
+        return {"prefix": shift, "causal": shift} if self.visibility.kind == "prefix" else {"causal": shift}
 
     def export(self) -> PreTrainedModel:
         return decoder_twin(self.encoder.model) if self.reading == "causal" else self.encoder.model

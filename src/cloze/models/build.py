@@ -24,6 +24,7 @@ from transformers import (
     T5EncoderModel,
     T5ForConditionalGeneration,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
 from cloze.config import Config
@@ -237,6 +238,25 @@ def load_masked_lm(path: str, causal: bool = False) -> PreTrainedModel:
         return model
     logging.getLogger("cloze").info("%s is a causal language model: its weights go on as an encoder's", path)
     return encoder_twin(model)
+
+
+def reads_causally(path: str) -> bool:
+    """Whether a checkpoint is a causal language model's: one with an encoder twin, or another stock class."""
+    local = Path(path).expanduser().exists() or offline()
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=local, trust_remote_code=False)
+    except Exception:  # whatever it is: loading it says so
+        return False
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    return is_decoder(config) or (config.model_type != "bert" and causal in (config.architectures or ()))
+
+
+def load_causal_lm(path: str) -> PreTrainedModel:
+    """Any checkpoint that `AutoModelForCausalLM` loads, in float32. Errors: there is none, or parts lack."""
+    model, missing = _load(lambda config: AutoModelForCausalLM, path, "a causal language model")
+    if missing:
+        raise ClozeError(f"{path}: the checkpoint lacks parts of the model, such as {missing[0]}")
+    return model
 
 
 def load_body(path: str) -> PreTrainedModel:

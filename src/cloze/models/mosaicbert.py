@@ -6,7 +6,7 @@ no such class. A saved model brings this file along as remote code, so it import
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
     config_class = MosaicBertConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["MosaicBertLayer"]
+    _no_split_modules = ["MosaicBertLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -187,7 +187,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Another table."""
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(
@@ -237,7 +237,7 @@ class MosaicBertHead(nn.Module):
 class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
     """With a masked-language-model head whose matrix is that of the embeddings."""
 
-    _tied_weights_keys: ClassVar = {"decoder.weight": "model.embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: MosaicBertConfig):
         super().__init__(config)
@@ -252,7 +252,7 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Another one."""
-        self.decoder = new_embeddings
+        self.decoder = new_embeddings  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(
@@ -277,7 +277,7 @@ class _Classifier(MosaicBertPreTrainedModel):
         self.model = MosaicBertModel(config)
         share = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dropout = nn.Dropout(share)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 2))
         self.post_init()
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from cloze.comparison.curves import bands, gaps
 from cloze.comparison.result import UNITS, Comparison, Difference, Mean, Speedup
-from cloze.comparison.runs import Finished
 from cloze.comparison.verdict import with_interval
 from cloze.report import comparison_plots as plots
 from cloze.report.markup import NOTHING, compact, duration, facts, figure, section
 from cloze.report.page import document, glossary, write_page
 
 GLOSSARY = {
-    "held-out loss": "−log of the probability that the model gives a masked token of text that is never "
-    "trained on, in nats, on fixed masks: the same tokens for every run.",
+    "held-out loss": "−log of the probability that the model gives what it predicts (a masked token, the "
+    "next one, …) in text that is never trained on, in nats: on fixed masks, the same tokens for all runs "
+    "that predict the same. Losses of different things do not compare.",
     "bits per character": "The same in bits, spread over the characters of a token, so that tokenizers "
     "compare roughly: what a token is also decides how much of the text around it is masked.",
     "difference": "Of two runs with the same seed, which share initial weights, order of text and masks; "
@@ -56,7 +56,7 @@ def render(found: Comparison) -> str:
         section("Along the way", (_curves(found),)),
         section("Downstream", _suites(found)),
         section("The recipes", (_recipes(found),)),
-        section("Every run", (_runs(found.runs, [arm.recipe for arm in found.arms]),)),
+        section("Every run", (_runs(found),)),
         section("How it was made", (_made(found),)),
         glossary(GLOSSARY),
     )
@@ -88,32 +88,54 @@ def _heldout(found: Comparison) -> str:
     estimates = {name: d.estimate for name, d in differences.items()}
     unit = UNITS[found.metric]
     drawing = figure(
-        plots.intervals_svg(estimates, f"difference to {plots.plain(found.arms[0].recipe)}, {unit}"),
+        plots.intervals_svg(
+            estimates,
+            f"difference to {plots.plain(found.arms[0].recipe)}, {unit}",
+            [arm.recipe for arm in found.arms],
+        ),
         "Dots are means over seeds, bars 95% intervals that hold together. Left is better.",
     )
+    note, of = "", None
+    if found.mixed:
+        of = {arm.recipe: arm.measures for arm in found.arms}
+        note = (
+            '<p class="note">Recipes predict different things. A difference stands only where the loss is of '
+            f"the same as for {escape(found.arms[0].recipe)}, {escape(found.arms[0].measures)}; what "
+            "compares all of them is Downstream.</p>"
+        )
     return (
-        _scores(means, differences, [arm.recipe for arm in found.arms], unit)
+        note
+        + _scores(means, differences, [arm.recipe for arm in found.arms], unit, of)
         + f'<div class="plots one">{drawing}</div>'
     )
 
 
-def _scores(means: Sequence[Mean], differences: dict[str, Difference], names: list[str], unit: str) -> str:
+def _scores(
+    means: Sequence[Mean],
+    differences: dict[str, Difference],
+    names: list[str],
+    unit: str,
+    of: Mapping[str, str] | None = None,
+) -> str:
+    """A row for each recipe; `of`: what its loss is of, where that is not the same for all."""
     rows = []
     for mean in means:
         d = differences.get(mean.recipe)
         own = NOTHING if mean.mean is None else f"{mean.mean:.4f}"
         own += f' <span class="dim">± {mean.spread:.4f}</span>' if mean.spread is not None else ""
         gap = NOTHING if d is None else with_interval(d.estimate) or NOTHING
-        word = "baseline" if d is None else WORDS[d.finding]
+        word = WORDS[d.finding] if d else "baseline" if mean.recipe == names[0] else "not comparable"
         rows.append(
             (
                 _key(mean.recipe, names),
+                *([] if of is None else [escape(of[mean.recipe])]),
                 own,
                 escape(gap),
                 f"<b>{word}</b>" if d and d.finding == "better" else word,
             )
         )
-    return _table(("recipe", f"{unit}, mean ± std", "difference [95%]", ""), rows)
+    kind = [] if of is None else ["held-out loss of"]
+    return _table(("recipe", *kind, f"{unit}, mean ± std", "difference [95%]", ""), rows)
 
 
 def _key(name: str, names: list[str]) -> str:
@@ -137,7 +159,10 @@ def _speedups(found: Comparison) -> str:
     names = [arm.recipe for arm in found.arms]
     measures = list(dict.fromkeys(s.measure for s in found.speedups))
     cells = {(s.recipe, s.measure): s for s in found.speedups}
-    rows = [(_key(n, names), *(_times(cells[n, m]) for m in measures)) for n in names[1:]]
+    compared = list(dict.fromkeys(s.recipe for s in found.speedups))
+    if not compared:
+        return ""
+    rows = [(_key(n, names), *(_times(cells[n, m]) for m in measures)) for n in compared]
     note = (
         f'<p class="note">How many times less each recipe needs to come to the final value that '
         f"{escape(names[0])} has with the same seed. Below, what it needs in each seed.</p>"
@@ -223,20 +248,25 @@ def _recipes(found: Comparison) -> str:
     )
 
 
-def _runs(runs: Sequence[Finished], names: list[str]) -> str:
+def _runs(found: Comparison) -> str:
+    names = [arm.recipe for arm in found.arms]
+    of = {arm.recipe: arm.measures for arm in found.arms}
     rows = [
         (
             _key(run.recipe, names),
             str(run.seed),
             compact(run.tokens),
             duration(run.seconds),
+            *([escape(of[run.recipe])] if found.mixed else []),
             NOTHING if run.heldout_loss is None else f"{run.heldout_loss:.4f}",
             NOTHING if run.heldout_accuracy is None else f"{run.heldout_accuracy:.1%}",
             NOTHING if run.bits_per_character is None else f"{run.bits_per_character:.4f}",
         )
-        for run in runs
+        for run in found.runs
     ]
-    return _table(("run", "seed", "tokens", "took", "held-out loss", "accuracy", "bits per character"), rows)
+    kind = ["held-out loss of"] if found.mixed else []
+    heads = ("run", "seed", "tokens", "took", *kind, "held-out loss", "accuracy", "bits per character")
+    return _table(heads, rows)
 
 
 def _made(found: Comparison) -> str:

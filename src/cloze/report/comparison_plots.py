@@ -77,14 +77,18 @@ def gaps_svg(lines: Sequence[Line], measure: str, unit: str) -> str | None:
     return svg(figure, f"gaps-{measure}", f"Difference to the baseline against {measure}")
 
 
-def intervals_svg(estimates: Mapping[str, Estimate], unit: str) -> str | None:
-    """The final difference of each recipe to the baseline, with its interval."""
+def intervals_svg(estimates: Mapping[str, Estimate], unit: str, names: Sequence[str]) -> str | None:
+    """The final difference of recipes to the baseline, with its interval.
+
+    Args:
+        names: of all recipes, the baseline first; a recipe has the same colour in all plots.
+    """
     if all(e.value is None for e in estimates.values()):
         return None
     figure, axes = _figure(4.5, 0.75 + 0.3 * len(estimates))
     axes.axvline(0.0, color=PALETTE["base"], linewidth=1.6)
-    for number, e in enumerate(estimates.values(), start=1):
-        colour = style_of(number)["color"]
+    for number, (name, e) in enumerate(estimates.items(), start=1):
+        colour = style_of(names.index(name))["color"]
         if e.low is not None and e.high is not None:
             axes.plot([e.low, e.high], [number, number], color=colour, linewidth=2.2, solid_capstyle="butt")
         if e.value is not None:

@@ -31,6 +31,7 @@ class Options:
         epochs, learning_rate: of fine-tuning; None: the protocol's.
         length: most tokens of a sequence; None: the suite's own.
         unmask: for causal models, each in turn: groups of layers that are opened (`cloze.models.opened`).
+        reading: how a language model is read: masked, replaced, causal or prefix; None: its own way.
         meter: is told how far the suite is.
     """
 
@@ -43,6 +44,7 @@ class Options:
     learning_rate: float | None = None
     length: int | None = None
     unmask: tuple[str, ...] = ()
+    reading: str | None = None
     meter: Meter = lambda what, done, total: None
 
 
@@ -55,6 +57,7 @@ class Suite:
         run: measures; raises `ClozeError` in one line for every mistake that the user can mend.
         main: the metric that tables show first, and whose mean over tasks is told, for each task.
         trains: whether `Options.probe` and `unmask` mean something to it. brings: whether a run has its data.
+        common: whether all models are measured by the same thing, whatever they predict.
     """
 
     name: str
@@ -63,3 +66,4 @@ class Suite:
     main: str
     trains: bool = False
     brings: bool = False
+    common: bool = True

@@ -8,16 +8,21 @@ them: the folder, and then the row's `field`, `linguistics_term` and `UID` (BLiM
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cloze.data.files import Row, ending, find, rows
 from cloze.errors import ClozeError
+from cloze.evaluation.likelihood import framed, log_likelihoods
 from cloze.evaluation.pseudo_likelihood import Splitter, Tokens, pseudo_log_likelihoods
+from cloze.evaluation.readings import Readable, readable
 from cloze.evaluation.subject import Subject
 from cloze.evaluation.suites.base import Options, Scores, Suite
+from cloze.methods.base import Readout
+from cloze.models.encoder import Encoder
+from cloze.models.encoder_decoder import EncoderDecoder
 
 COLUMNS = ("sentence_good", "sentence_bad")
 KEYS = ("field", "linguistics_term", "UID")
@@ -37,27 +42,52 @@ class Pair:
 def run(subject: Subject, options: Options) -> Scores:
     """Share of the pairs whose good sentence is the more probable one; equal scores count as wrong.
 
+    A model is read in its own way, or as `options.reading` says. One that has several readings is scored by
+    all of them.
+
     Metrics:
-        accuracy: by pseudo-log-likelihood. accuracy_word_l2r: by PLL-word-l2r.
+        accuracy: by pseudo-log-likelihood of a model that is read by masks or replaced tokens, with
+            accuracy_word_l2r by PLL-word-l2r; else by log-likelihood.
+        accuracy_READING: by a reading that is not its own first.
 
     Errors: no pairs, a row without its columns, a sentence without a token or longer than the model takes.
     """
     if options.data is None:
         raise ClozeError("minimal-pairs: no sentences are given: use --data FOLDER of .jsonl files")
     pairs = _chosen(list(read(options.data, options.columns or COLUMNS)), options.tasks, options.data)
-    encoder, tokenizer = subject.masked_lm, subject.tokenizer
-    tokens = _tokens(pairs, Splitter(tokenizer), min(options.length or subject.longest, encoder.longest()))
+    model = readable(subject)
+    readings = model.chosen(options.reading)
+    own, encoder = subject.longest_of(model.tokenizer), model.model
+    longest = min(own, encoder.longest()) if isinstance(encoder, Encoder) else own - 1  # one is put before
+    tokens = _tokens(pairs, Splitter(model.tokenizer), min(options.length or longest, longest))
     # What is the same to the model is scored once: equal scores are then equal to the last bit.
     names = {text: sequence.ids.tobytes() for text, sequence in tokens.items()}
     distinct = {names[text]: sequence for text, sequence in tokens.items()}
-    tell = partial(options.meter, "scoring sentences, tokens")
-    found = pseudo_log_likelihoods(encoder, tokenizer.mask_token_id, list(distinct.values()), tell)
     scores: dict[str, dict[str, list[float]]] = {pair.task: {} for pair in pairs}
-    for metric, values in (("accuracy", found.plain), ("accuracy_word_l2r", found.word_l2r)):
-        score = dict(zip(distinct, values.tolist(), strict=True))
-        for task, share in _accuracy(pairs, {text: score[name] for text, name in names.items()}).items():
-            scores[task][metric] = [share]
+    for number, (reading, shift) in enumerate(readings.items()):
+        metric = "accuracy" if number == 0 else f"accuracy_{reading}"
+        tell = partial(options.meter, f"scoring sentences ({reading}), tokens")
+        for end, values in _scores(model, reading, shift, list(distinct.values()), tell).items():
+            score = dict(zip(distinct, values, strict=True))
+            shares = _accuracy(pairs, {text: score[name] for text, name in names.items()})
+            for task, share in shares.items():
+                scores[task][metric + end] = [share]
     return dict(sorted(scores.items()))
+
+
+def _scores(
+    model: Readable, reading: Readout, shift: int, sentences: list[Tokens], tell: Callable[[int, int], None]
+) -> dict[str, list[float]]:
+    """The scores of sentences by a reading, by what the names of their metrics end in."""
+    if reading in ("masked", "replaced"):
+        fill = model.tokenizer.mask_token_id if reading == "masked" else model.ordinary
+        found = pseudo_log_likelihoods(model.encoder, fill, sentences, tell, shift)
+        return {"": found.plain.tolist(), "_word_l2r": found.word_l2r.tolist()}
+    network = model.encoder if isinstance(model.model, EncoderDecoder) else model.model
+    if not isinstance(network, Encoder):
+        sentences = framed(sentences, model.tokenizer.bos_token_id)
+    log_p = log_likelihoods(network, sentences, reading == "prefix", tell)
+    return {"": [float(own.sum()) for own in log_p]}
 
 
 def _tokens(pairs: Sequence[Pair], split: Splitter, longest: int) -> dict[str, Tokens]:

@@ -39,7 +39,10 @@ def small(recipe: str) -> tuple[str, ...]:
 
     A mixture needs a row for each method in a step.
     """
-    more = ("training.phases=[{share: 1.0, length: 64, rows: 16}]",) if recipe == "gpt-bert" else ()
+    more = {
+        "gpt-bert": ("training.phases=[{share: 1.0, length: 64, rows: 16}]",),
+        "electra": ("model.family=electra",),  # whose generator is narrower than the model
+    }.get(recipe, ())
     return (*(t for t in TINY if recipe != "adapt" or not t.startswith(("tokenizer", "model"))), *more)
 
 

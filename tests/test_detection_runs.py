@@ -21,7 +21,7 @@ from cloze.run import resolve
 
 Train = Callable[..., Run]
 Cloze = Callable[..., Any]
-DETECTORS = ("rts",)
+DETECTORS = ("rts", "electra")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,15 @@ def test_a_run_learns_to_tell_and_leaves_a_stock_detector(name: str, runs: Calla
     trained = load_file(max((run.folder / "checkpoints").iterdir()) / "training.safetensors")
     own = {n.rpartition("model.")[2]: t for n, t in trained.items() if n.startswith("model.detector.")}
     assert own and all(torch.equal(model.state_dict()[n], t) for n, t in own.items())
+
+
+def test_a_generator_is_a_stock_model_beside_the_detector(runs: Callable[[str], Run], cloze: Cloze) -> None:
+    run = runs("electra")
+    assert run.summary["model"]["class"] == "ElectraForPreTraining"
+    result = cloze("fill", run.folder / "generator", "The old [MASK].")
+    assert result.code == 0 and result.out.count("%") == 5
+    losses = records(run, "step")[-1]["losses"]
+    assert losses.keys() == {"mlm", "detection"}
 
 
 def test_random_tokens_are_found_after_a_few_steps(runs: Callable[[str], Run]) -> None:
@@ -158,7 +167,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, train: Train, tmp_pat
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_dry_run_knows_that_every_token_is_judged(name: str, corpus: Path, tiny: tuple[str, ...]) -> None:
-    recipe, _ = resolve(name, corpus, overrides=[*tiny])
+    recipe, _ = resolve(
+        name, corpus, overrides=[*tiny, *(("model.family=electra",) if name == "electra" else ())]
+    )
     assert "512 predicted tokens" in estimate(recipe)["masking"]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from cloze.corruption.generator import Generator
 from cloze.corruption.replace import Replace, Vocabulary
 from cloze.corruption.sentinels import Sentinels
 from cloze.data.tokenizers import ids_of, sentinels_of
@@ -19,6 +20,7 @@ from cloze.masking.uniform import Uniform
 from cloze.methods.base import Method
 from cloze.methods.composite import MAIN, Composite
 from cloze.methods.detection import Detection
+from cloze.methods.electra import Electra
 from cloze.methods.infilling import Infilling
 from cloze.methods.objectives import (
     DetectionObjective,
@@ -42,7 +44,7 @@ class Choices:
     """The four choices of a method."""
 
     masking: Masking = field(default_factory=Uniform)
-    corruption: Replace | Sentinels = field(default_factory=Replace)
+    corruption: Replace | Generator | Sentinels = field(default_factory=Replace)
     visibility: Visible = field(default_factory=AllVisible)
     objective: ObjectiveChoice = field(default_factory=MlmObjective)
 
@@ -109,14 +111,18 @@ def build_method(
     often = torch.ones(encoder.vocabulary.weight.shape[0]) if counts is None else counts
     networks = Networks(embed, table.weight.shape[1], often, seed)
     masking = choices.masking.build(networks)
-    if isinstance(choices.objective, DetectionObjective):
-        return Detection(encoder, masking, choices.corruption, choices.objective, vocabulary, seed)
+    objective, corruption = choices.objective, choices.corruption
+    if isinstance(objective, DetectionObjective):
+        if isinstance(corruption, Generator):
+            return Electra(encoder, masking, corruption, objective, vocabulary, seed)
+        return Detection(encoder, masking, corruption, objective, vocabulary, seed)
+    assert isinstance(corruption, Replace)
     return TokenPrediction(
         encoder,
         masking,
-        choices.corruption,
+        corruption,
         visibility,
-        choices.objective,
+        objective,
         vocabulary,
         seed,
     )

@@ -21,7 +21,7 @@ from cloze.run import resolve
 
 Train = Callable[..., Run]
 Cloze = Callable[..., Any]
-DETECTORS = ("rts", "electra")
+DETECTORS = ("rts", "electra", "c-rts")
 
 
 @pytest.fixture(scope="module")

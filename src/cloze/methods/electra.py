@@ -85,7 +85,7 @@ class Electra(Detection):
         return {MLM: 1.0, TERM: self.objective.weight}
 
     def _judge(self, batch: Batch, plan: MaskPlan, seed: int) -> ElectraWork:
-        view = corrupt(batch, plan, self.corruption, self.vocabulary, seed)
+        view = corrupt(batch, plan, MASKS, self.vocabulary, seed)
         judged = self.objective.predicted(plan, batch, view)
         density = self.objective.density(self.rate(0.0), self.rate(1.0))
         known = judging(batch, judged, view, density)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field, model_validator
 
 from cloze.config import Config
+from cloze.corruption.clusters import Clusters
 from cloze.corruption.generator import Generator
 from cloze.corruption.replace import Replace
 from cloze.corruption.sentinels import Sentinels
@@ -26,7 +27,7 @@ else:
     MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
-CorruptionChoice = Annotated[Replace | Generator | Sentinels, Field(discriminator="kind")]
+CorruptionChoice = Annotated[Replace | Generator | Clusters | Sentinels, Field(discriminator="kind")]
 
 
 INFILLED = ("spans", "words", "uniform", "rest")  # policies whose weights are all 1
@@ -135,7 +136,7 @@ class Recipe(Config):
             detects = choices.objective.kind == "detection"
             if detects:
                 _can_detect(at, choices)
-            elif choices.corruption.kind == "generator":
+            elif choices.corruption.kind in ("generator", "clusters"):
                 raise ValueError(
                     f"{at}corruption.kind={choices.corruption.kind} makes tokens to be detected: use "
                     "objective={kind: detection}, or corruption={kind: replace}"

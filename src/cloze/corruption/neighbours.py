@@ -41,4 +41,4 @@ def neighbour_vectors(loader: Loader, size: int, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         u, s, _ = torch.svd_lowrank(information, q=min(WIDTH, *information.shape))
-    return u * s.sqrt()
+    return torch.where(often[:, None] > 0, u * s.sqrt(), 0.0)

@@ -95,6 +95,9 @@ def meanings(cls: type[BaseModel]) -> tuple[str, dict[str, str]]:
 def section(cls: type[BaseModel], place: str) -> str:
     """One class: where it stands in a recipe, what it is, its fields."""
     about, found = meanings(cls)
+    for base in cls.__mro__[1:]:  # fields that it has from another class
+        if issubclass(base, BaseModel):
+            found = meanings(base)[1] | found
     rows = []
     for name, field in cls.model_fields.items():
         meaning = (

@@ -149,5 +149,9 @@ def test_streams_are_named_once() -> None:
         "SAMPLE",
         "GENERATOR",
         "CLUSTER",
+        "SWAP",
+        "CIRCLE",
+        "INSERT",
+        "REWRITE",
     ]
     assert {s.name: int(s) for s in Stream} == {name: i for i, name in enumerate(names, start=1)}

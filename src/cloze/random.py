@@ -36,6 +36,10 @@ class Stream(IntEnum):
     SAMPLE = 16  # which token a generator writes
     GENERATOR = 17  # its first weights
     CLUSTER = 18  # which cluster a random token is of
+    SWAP = 19  # which tokens change places
+    CIRCLE = 20  # with which others
+    INSERT = 21  # behind which tokens one is inserted
+    REWRITE = 22  # which token a generator writes in the second place, or in an inserted one
 
 
 def _signed(value: int) -> int:

@@ -10,10 +10,7 @@ from cloze.assembly import Parts
 from cloze.comparison.budget import Cost
 from cloze.corruption.view import View
 from cloze.diagnosis.parameters import counted
-from cloze.methods.base import TokenWork, Work
-from cloze.methods.composite import Mixed
-from cloze.methods.pair_prediction import PairWork
-from cloze.models.encoder_decoder import EncoderDecoder
+from cloze.methods.base import Pass
 from cloze.models.operations import operations, seen
 from cloze.progress import part_at, stretches
 from cloze.recipes.schema import Recipe
@@ -39,34 +36,28 @@ def cost_of(recipe: Recipe, parts: Parts) -> Cost:
 def _cost(recipe: Recipe, parts: Parts, start: float, end: float) -> Cost:
     number = part_at([phase.share for phase in recipe.training.phases], (start + end) / 2)
     phase, loader = recipe.training.phases[number], parts.loaders[number]
-    method, model = parts.method, parts.encoder.model
+    method = parts.method
     device = next(method.parameters()).device
-    body, head = counted(model)
-    reaches = reaches_of(model.config)
-    stacks = isinstance(parts.encoder, EncoderDecoder)  # a half of the body for each view, more or less
-    tokens = predicted = attended = worked = 0.0
+    tokens = predicted = counted_ = 0.0
     for place, moment in enumerate(MOMENTS):
         batch = loader.batch(place * ROWS, ROWS).to(device).repeat(method.copies)
         work = method.prepare(batch, start + moment * (end - start))
         tokens += int(work.tokens)
         predicted += int(work.predicted)
-        views = views_of(work)
-        for view in views:
-            lengths = lengths_of(view)
-            worked += sum(lengths) / (2 if stacks else 1)
-            sees = seen(lengths, reaches, prefixes_of(view) if view.causal else None)
-            attended += sum(lengths) * sees * len(reaches) * model.config.hidden_size
+        counted_ += sum(operations_of(one) for one in method.passes(work))
     # What a step has of them, by the tokens that the run's budget counts with.
     each = phase.rows * phase.length * loader.fill / tokens
-    return Cost(each * tokens, each * predicted, each * operations(body, head, worked, predicted, attended))
+    return Cost(each * tokens, each * predicted, each * counted_)
 
 
-def views_of(work: Work) -> list[View]:
-    """What the networks get, of all methods."""
-    if isinstance(work, Mixed):
-        return [view for part in work.parts.values() for view in views_of(part)]
-    assert isinstance(work, TokenWork | PairWork)
-    return list(work.views)
+def operations_of(one: Pass) -> float:
+    """Of a forward pass with the backward pass through it."""
+    model, view, lengths = one.network.model, one.view, lengths_of(one.view)
+    body, head = counted(model)
+    reaches = reaches_of(model.config)
+    sees = seen(lengths, reaches, prefixes_of(view) if view.causal else None) if lengths else 0.0
+    attended = sum(lengths) * sees * len(reaches) * model.config.hidden_size
+    return operations(one.share * body, head, sum(lengths), one.predicted, attended)
 
 
 def lengths_of(view: View) -> list[int]:

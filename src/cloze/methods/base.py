@@ -25,6 +25,8 @@ from cloze.corruption.view import View
 from cloze.data.batch import Batch
 from cloze.masking.base import Evidence
 from cloze.masking.plan import MaskPlan
+from cloze.models.encoder import Encoder
+from cloze.models.encoder_decoder import EncoderDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,23 @@ class Outcome:
     feedback: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass of a network, for counting what a step costs.
+
+    Attributes:
+        network: an encoder.
+        view: what it sees.
+        predicted: places for which its vocabulary head runs.
+        share: of its body, where only a part of it sees this view.
+    """
+
+    network: Encoder | EncoderDecoder
+    view: View
+    predicted: int
+    share: float = 1.0
+
+
 W = TypeVar("W", bound=Work)
 Reading = Literal["masked", "causal", "detection", "seq2seq"]
 Readout = Literal["masked", "replaced", "causal", "prefix"]
@@ -173,6 +192,10 @@ class Method(nn.Module, Generic[W]):
 
     def forward(self, work: W) -> Outcome:
         """The only call that is wrapped (DDP, FSDP, compile) and that makes gradients."""
+        raise NotImplementedError
+
+    def passes(self, work: W) -> list[Pass]:
+        """What `forward` runs, for the count of operations; nothing is run."""
         raise NotImplementedError
 
     def observe(self, works: list[W], feedback: list[dict[str, Tensor]]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from cloze.corruption.clusters import Clusters, ClusterTable, clusters_of
+from cloze.corruption.courses import Courses
 from cloze.corruption.generator import Generator
 from cloze.corruption.replace import Replace, Vocabulary
 from cloze.corruption.sentinels import Sentinels
@@ -23,6 +24,7 @@ from cloze.methods.composite import MAIN, Composite
 from cloze.methods.detection import Detection
 from cloze.methods.electra import Electra
 from cloze.methods.infilling import Infilling
+from cloze.methods.mcl import Mcl
 from cloze.methods.objectives import (
     DetectionObjective,
     InfillObjective,
@@ -45,7 +47,7 @@ class Choices:
     """The four choices of a method."""
 
     masking: Masking = field(default_factory=Uniform)
-    corruption: Replace | Generator | Clusters | Sentinels = field(default_factory=Replace)
+    corruption: Replace | Generator | Clusters | Sentinels | Courses = field(default_factory=Replace)
     visibility: Visible = field(default_factory=AllVisible)
     objective: ObjectiveChoice = field(default_factory=MlmObjective)
 
@@ -116,6 +118,8 @@ def build_method(
     masking = choices.masking.build(networks)
     objective, corruption = choices.objective, choices.corruption
     if isinstance(objective, DetectionObjective):
+        if isinstance(corruption, Courses):
+            return Mcl(encoder, masking, corruption, objective, vocabulary, seed)
         if isinstance(corruption, Generator):
             return Electra(encoder, masking, corruption, objective, vocabulary, seed)
         if isinstance(corruption, Clusters):

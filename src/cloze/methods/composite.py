@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from cloze.data.batch import Batch
 from cloze.masking.base import Evidence
-from cloze.methods.base import Method, Outcome, Reading, Readout, Work
+from cloze.methods.base import Method, Outcome, Pass, Reading, Readout, Work
 from cloze.progress import part_at
 
 MAIN = "main"
@@ -110,6 +110,10 @@ class Composite(Method[Mixed]):
             sums |= {f"{name}/{term}": value for term, value in outcome.sums.items()}
             feedback |= {f"{name}/{key}": value for key, value in outcome.feedback.items()}
         return Outcome(sums, feedback)
+
+    def passes(self, work: Mixed) -> list[Pass]:
+        methods = self.named()
+        return [one for name, part in work.parts.items() for one in methods[name].passes(part)]
 
     def observe(self, works: list[Mixed], feedback: list[dict[str, Tensor]]) -> None:
         for name, method in self.named().items():

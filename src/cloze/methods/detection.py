@@ -19,7 +19,7 @@ from cloze.data.batch import Batch
 from cloze.masking.base import Policy
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import rate_at
-from cloze.methods.base import Method, Outcome, Reading, TokenWork
+from cloze.methods.base import Method, Outcome, Pass, Reading, TokenWork
 from cloze.methods.objectives import DetectionObjective
 from cloze.models.detector import Detector
 from cloze.models.encoder import Encoder
@@ -96,6 +96,9 @@ class Detection(Method[TokenWork]):
         total, feedback = detection_loss(logits, work.labels, work.token_weights)
         feedback["seen"] = work.views[0].ids.flatten().index_select(0, work.places)
         return Outcome({TERM: total}, feedback)
+
+    def passes(self, work: TokenWork) -> list[Pass]:
+        return [Pass(self.encoder, view, 0) for view in work.views]
 
     def observe(self, works: list[TokenWork], feedback: list[dict[str, Tensor]]) -> None:
         self.verdicts = verdicts(works, feedback)

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from cloze.corruption.generator import Generator, sample
 from cloze.corruption.replace import Replace, Vocabulary
 from cloze.corruption.replace import replace as corrupt
+from cloze.corruption.view import View
 from cloze.data.batch import Batch
 from cloze.masking.base import Policy
 from cloze.masking.plan import MaskPlan
-from cloze.methods.base import Outcome, TokenWork, select
+from cloze.methods.base import Outcome, Pass, TokenWork, select
 from cloze.methods.detection import MEASURES, TERM, Detection, detection_loss, judge, judging
 from cloze.methods.objectives import DetectionObjective
 from cloze.models.encoder import Encoder, isolate
@@ -106,28 +107,42 @@ class Electra(Detection):
 
     def forward(self, work: TokenWork) -> Outcome:
         assert isinstance(work, ElectraWork)
-        view, layer = work.views[0], self.generator.vocabulary
+        mlm, seen = self._write(work, work.views[0], work.hidden_weights, work.draws)
+        total, feedback = self._detect(work, seen)
+        return Outcome({MLM: mlm, TERM: total}, feedback)
+
+    def _write(self, work: ElectraWork, view: View, weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ weight · loss of the generator, and the text with its samples where a weight is above 0.
+
+        Args:
+            view: with the batch's own layout. weights, draws: [M], of the hidden places.
+        """
+        layer = self.generator.vocabulary
         features = self.generator(view, work.hidden).features
-        mlm = vocabulary_loss(features, layer.weight, layer.bias, work.originals, work.hidden_weights)
-        tokens = sample(
-            features,
-            layer.weight,
-            layer.bias,
-            work.draws,
-            self.vocabulary.ordinary.to(view.ids.device),
-            self.sampling.temperature,
-        )
+        mlm = vocabulary_loss(features, layer.weight, layer.bias, work.originals, weights)
+        tokens = self._sample(features, draws)
         clean = work.batch.ids.flatten()
-        real = work.hidden_weights > 0
         # Spare slots write behind the end.
-        at = torch.where(real, work.hidden, clean.numel())
+        at = torch.where(weights > 0, work.hidden, clean.numel())
         seen = F.pad(clean, (0, 1)).index_copy(0, at, tokens)[:-1]
-        labels = (seen != clean).index_select(0, work.places).to(torch.int64)
-        labels = torch.where(work.token_weights > 0, labels, 0)
-        logits = judge(self.encoder, self.detector, replace(view, ids=seen.view_as(view.ids)), work.places)
+        return mlm.total, seen.view_as(view.ids)
+
+    def _sample(self, features: Tensor, draws: Tensor) -> Tensor:
+        layer, ordinary = self.generator.vocabulary, self.vocabulary.ordinary.to(features.device)
+        return sample(features, layer.weight, layer.bias, draws, ordinary, self.sampling.temperature)
+
+    def _detect(self, work: ElectraWork, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and feedback of judging the text as `ids` [rows, length] have it."""
+        changed = (ids != work.batch.ids).flatten().index_select(0, work.places).to(torch.int64)
+        labels = torch.where(work.token_weights > 0, changed, 0)
+        logits = judge(self.encoder, self.detector, replace(work.views[0], ids=ids), work.places)
         total, feedback = detection_loss(logits, labels, work.token_weights)
-        feedback["seen"] = seen.index_select(0, work.places)
-        return Outcome({MLM: mlm.total, TERM: total}, feedback)
+        feedback["seen"] = ids.flatten().index_select(0, work.places)
+        return total, feedback
+
+    def passes(self, work: TokenWork) -> list[Pass]:
+        view = work.views[0]
+        return [Pass(self.generator, view, int(work.plan.predicted.sum())), Pass(self.encoder, view, 0)]
 
     def companions(self) -> dict[str, PreTrainedModel]:
         return {"generator": self.generator.model}

@@ -17,7 +17,7 @@ from cloze.masking.base import Masking
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import rate_at
 from cloze.masking.spans import Spans
-from cloze.methods.base import Method, Outcome, Reading, TokenWork
+from cloze.methods.base import Method, Outcome, Pass, Reading, TokenWork
 from cloze.models.encoder import Encoded, Encoder
 from cloze.models.encoder_decoder import EncoderDecoder
 from cloze.models.twins import decoder_twin
@@ -98,6 +98,13 @@ class Infilling(Method[TokenWork]):
 
     def weights(self, work: TokenWork) -> dict[str, Tensor]:
         return {"infill": work.token_weights.sum(dtype=torch.float64)}
+
+    def passes(self, work: TokenWork) -> list[Pass]:
+        """Of an encoder-decoder each stack is half of the body, more or less."""
+        *first, last = work.views
+        share = 1.0 / len(work.views)
+        seen = [Pass(self.encoder, view, 0, share) for view in first]
+        return [*seen, Pass(self.encoder, last, int(work.predicted), share)]
 
     def forward(self, work: TokenWork) -> Outcome:
         layer = self.encoder.vocabulary

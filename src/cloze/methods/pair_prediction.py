@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 
 from cloze.corruption.pairs import Pairs, make_pairs
 from cloze.corruption.replace import Vocabulary
-from cloze.corruption.view import View
 from cloze.data.batch import Batch
 from cloze.errors import ClozeError
 from cloze.masking.plan import MaskPlan
-from cloze.methods.base import Method, Outcome, Reading, Work
+from cloze.methods.base import Method, Outcome, Pass, Reading, Work
 from cloze.methods.objectives import StructureObjective
 from cloze.models.encoder import Encoder
 
@@ -31,11 +30,6 @@ class PairWork(Work):
     """
 
     pairs: Pairs
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """What the network gets."""
-        return (self.pairs.view,)
 
     @property
     def predicted(self) -> Tensor:
@@ -97,6 +91,9 @@ class PairPrediction(Method[PairWork]):
         loss = F.binary_cross_entropy_with_logits(logits, pairs.labels.float(), reduction="none")
         feedback = {"loss": loss.detach(), "guess": (logits.detach() > 0).to(torch.int64)}
         return Outcome({self.objective.task: loss.sum()}, feedback)
+
+    def passes(self, work: PairWork) -> list[Pass]:
+        return [Pass(self.encoder, work.pairs.view, 0)]
 
     def observe(self, works: list[PairWork], feedback: list[dict[str, Tensor]]) -> None:
         """The running share of right answers, for the log."""

@@ -13,7 +13,7 @@ from cloze.masking.base import Evidence, Policy, Seen
 from cloze.masking.nothing import nothing
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import rate_at
-from cloze.methods.base import Method, Outcome, Reading, Readout, TokenWork, select
+from cloze.methods.base import Method, Outcome, Pass, Reading, Readout, TokenWork, select
 from cloze.methods.objectives import MlmObjective, NextTokenObjective
 from cloze.methods.visibility import AllVisible, CausalVisible, PrefixVisible
 from cloze.models.encoder import Encoder
@@ -106,6 +106,9 @@ class TokenPrediction(Method[TokenWork]):
         if norms:
             feedback |= {"residual": out.residual, "hidden_gradient": out.hidden_gradient}
         return Outcome({self.objective.kind: out.total}, feedback)
+
+    def passes(self, work: TokenWork) -> list[Pass]:
+        return [Pass(self.encoder, view, int(work.predicted)) for view in work.views]
 
     def observe(self, works: list[TokenWork], feedback: list[dict[str, Tensor]]) -> None:
         if self.masking.learned:

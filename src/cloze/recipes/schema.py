@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from cloze.config import Config
 from cloze.corruption.clusters import Clusters
+from cloze.corruption.courses import Courses
 from cloze.corruption.generator import Generator
 from cloze.corruption.replace import Replace
 from cloze.corruption.sentinels import Sentinels
@@ -27,7 +28,9 @@ else:
     MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
-CorruptionChoice = Annotated[Replace | Generator | Clusters | Sentinels, Field(discriminator="kind")]
+CorruptionChoice = Annotated[
+    Replace | Generator | Clusters | Sentinels | Courses, Field(discriminator="kind")
+]
 
 
 INFILLED = ("spans", "words", "uniform", "rest")  # policies whose weights are all 1
@@ -136,7 +139,14 @@ class Recipe(Config):
             detects = choices.objective.kind == "detection"
             if detects:
                 _can_detect(at, choices)
-            elif choices.corruption.kind in ("generator", "clusters"):
+                if choices.corruption.kind == "courses" and (
+                    self.training.compile or not choices.objective.everywhere
+                ):
+                    raise ValueError(
+                        f"{at}corruption.kind=courses judges all tokens of texts that become longer: use "
+                        "objective.on=all and training.compile=false"
+                    )
+            elif choices.corruption.kind in ("generator", "clusters", "courses"):
                 raise ValueError(
                     f"{at}corruption.kind={choices.corruption.kind} makes tokens to be detected: use "
                     "objective={kind: detection}, or corruption={kind: replace}"

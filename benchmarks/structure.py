@@ -192,7 +192,7 @@ def main() -> None:
         each = -(-arguments.questions // len(texts))
         asked[part] = [q for i, t in enumerate(texts) for q in questions_of(t, each, f"{part}{i}")]
     result: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment(torch.device("cpu"), "as trained"),
         "budget": arguments.budget,
         "questions": {part: len(found) for part, found in asked.items()},
         "chance": 1 / CANDIDATES,
@@ -214,7 +214,7 @@ def main() -> None:
                 }
                 log = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
                 last = [line for line in log if line["kind"] == "step"][-1]
-            heldout = run.summary["heldout"]["loss"]
+            heldout = run.summary["heldout_loss"]
             told = last.get("pairs/right")
             result["runs"].append({"arm": arm, "seed": seed, "heldout": heldout, "right": told, **found})
             print(json.dumps(result["runs"][-1]), flush=True)

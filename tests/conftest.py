@@ -40,7 +40,9 @@ def small(recipe: str) -> tuple[str, ...]:
     A mixture needs a row for each method in a step.
     """
     more = ("training.phases=[{share: 1.0, length: 64, rows: 16}]",) if recipe == "gpt-bert" else ()
-    return (*(t for t in TINY if recipe != "adapt" or not t.startswith(("tokenizer", "model"))), *more)
+    kept = (t for t in TINY if recipe != "adapt" or not t.startswith(("tokenizer", "model")))
+    family = "t5" if recipe == "enc-dec" else "bert"
+    return (*(t.replace("family: bert", f"family: {family}") for t in kept), *more)
 
 
 _NOUNS = (

@@ -76,7 +76,7 @@ def test_what_reads_an_encoder_gets_t5s(run: Run, tmp_path: Path) -> None:
     assert type(Subject(run.folder).body()).__name__ == "T5EncoderModel"
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"sentence_good": "The old river.", "sentence_bad": "River the old."}\n')
-    with pytest.raises(ClozeError, match="an encoder-decoder, which writes texts"):
+    with pytest.raises(ClozeError, match="no whole text has a probability, for it is an encoder-decoder"):
         cloze.evaluate(run.folder, "minimal-pairs", pairs)
     with pytest.raises(ClozeError, match="cannot be read as an encoder"):
         cloze.load(run.folder)

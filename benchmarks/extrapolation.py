@@ -31,7 +31,10 @@ def settings(family: str, seed: int, chosen: argparse.Namespace) -> list[str]:
         f"tokenizer.vocabulary={chosen.vocabulary}",
         f"data.heldout={{path: {chosen.heldout}}}",
         f"training.phases=[{{share: 1.0, length: {min(chosen.lengths)}, rows: {chosen.rows}}}]",
+        f"training.optimizer.learning_rate={chosen.learning_rate}",
         f"training.precision={chosen.precision}",
+        f"data.split_text={chosen.split_text}",
+        "evaluation.variance=false",
         f"seed={seed}",
     ]
 
@@ -91,6 +94,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--learning-rate", type=float, default=0.004)
+    parser.add_argument("--split-text", default="paragraphs", help="of .txt files: paragraphs, lines, file")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--tokens", type=int, default=100_000, help="held-out tokens that are measured")
     parser.add_argument("--json", type=Path)

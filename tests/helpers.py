@@ -31,6 +31,8 @@ from transformers import (
     RobertaForMaskedLM,
     RobertaPreLayerNormConfig,
     RobertaPreLayerNormForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from cloze.corruption.replace import Vocabulary
@@ -210,6 +212,15 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
             if name.endswith("bias"):
                 parameter.normal_(0.0, 0.2)
     return made
+
+
+def tiny_t5(seed: int = 0, size: int = SIZE) -> PreTrainedModel:
+    """An untrained T5 of two layers × 32 in each stack, in evaluation mode; large weights."""
+    torch.manual_seed(seed)
+    special: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": SEP, "decoder_start_token_id": PAD}
+    shape: dict[str, Any] = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
+    more: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "n_positions": 64}
+    return T5ForConditionalGeneration(T5Config(vocab_size=size, **shape, **special, **more)).eval()
 
 
 class _Recorder(TorchDispatchMode):

@@ -197,3 +197,13 @@ def test_speed_leaves_the_warm_up_out(benchmark: Any) -> None:
     slow_start = [(5, 50.0, 500), (10, 100.0, 1000), (20, 101.0, 2000), (30, 102.0, 3000)]
     assert common.whole_speed(slow_start) == 1000.0
     assert common.paired([4.0, 6.0], [2.0, 2.0])["median"] == 2.5
+
+
+def test_retrieval_asks_for_every_pair_once(benchmark: Any) -> None:
+    texts = benchmark("retrieval").documents(20, pairs=5, keys=9, seed=3)
+    assert len(set(texts)) == 20
+    for text in texts:
+        words = text.split()
+        first, second = (dict(zip(w[::2], w[1::2], strict=True)) for w in (words[:10], words[10:]))
+        assert len(first) == 5 and first == second
+    assert any(text.split()[:10] != text.split()[10:] for text in texts)

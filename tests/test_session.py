@@ -316,7 +316,7 @@ def test_two_interruptions(train: Train, tmp_path: Path, trained: Run) -> None:
     assert_same_run(trained.folder, tmp_path / "run")
 
 
-@pytest.mark.parametrize("recipe", ["gpt-bert", "clm-then-mlm", "prefix", "structural"])
+@pytest.mark.parametrize("recipe", ["gpt-bert", "clm-then-mlm", "prefix", "structural", "enc-dec"])
 def test_an_interruption_in_the_middle_of_methods(recipe: str, train: Train, tmp_path: Path) -> None:
     rows = "training.phases=[{share: 1.0, length: 64, rows: 16}]"
     whole = train(tmp_path / "whole", rows, recipe=recipe)

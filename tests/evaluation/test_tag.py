@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation.made_up_tasks import FAST, Record, records, save_encoder, shuffled, tagged, write, write_task
-from helpers import word_tokenizer
+from evaluation.made_up_tasks import (
+    FAST,
+    Record,
+    records,
+    save_encoder,
+    shuffled,
+    tagged,
+    words,
+    write,
+    write_task,
+)
+from helpers import tiny_model, word_tokenizer
 
 from cloze.data.tokenizer_training import train_tokenizer
 from cloze.errors import ClozeError
@@ -18,6 +31,7 @@ from cloze.evaluation.finetuning.tasks import find_tasks
 from cloze.evaluation.finetuning.train import finetune
 from cloze.evaluation.run import evaluate
 from cloze.evaluation.subject import Subject
+from cloze.models.twins import decoder_twin
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +153,41 @@ def test_mistakes_are_told_in_one_line(
     with pytest.raises(ClozeError, match=message) as error:
         evaluate(encoder, "tag", tmp_path, seeds=1)
     assert "\n" not in str(error.value)
+
+
+def decided_by_the_last(draw: random.Random) -> Record:
+    """Words whose tags tell which of two words ends the sentence."""
+    kind = draw.randrange(2)
+    return {"tokens": [*words(draw, 5), f"w{5 + kind}"], "tags": [*(["NN", "VB"][kind],) * 5, "END"]}
+
+
+def test_an_open_layer_finds_tags_that_a_later_word_decides(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "model")  # a tokenizer, and then a decoder
+    decoder_twin(tiny_model("bert", initializer_range=0.05)).save_pretrained(folder)
+    task = one_task(write_task(tmp_path / "task", decided_by_the_last, train=200))
+    once = replace(FAST, learning_rates=(3e-3,), updates=90)
+    found = {
+        groups: finetune(Subject(folder, groups), task, once, seeds=1)["accuracy"][0]
+        for groups in ("00", "01", "10")
+    }
+    assert found["00"] < 0.75, "half of five words in six, and the last"
+    assert min(found["01"], found["10"]) > 0.95
+
+
+def test_settings_are_tasks_of_their_own(cloze: Any, tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "model")
+    decoder_twin(tiny_model("bert")).save_pretrained(folder)
+    data = write_task(tmp_path / "ner", tagged, train=40)
+    command = ("evaluate", folder, "--suite", "tag", "--data", data, "--probe", "--unmask")
+    done = cloze(*command, "00,11", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text("utf-8"))
+    assert list(content["tag"]) == ["ner 00", "ner 11"]
+    assert content["tag"]["ner 00"] != content["tag"]["ner 11"]
+    refused = cloze(*command, "all")
+    assert refused.code == 2 and "the model has 2 layers: give at most 2 bits" in refused.err
+    refused = cloze("evaluate", folder, "--suite", "sentences", "--data", data, "--unmask", "01")
+    assert refused.code == 2 and "--unmask: sentences trains nothing" in refused.err
+    save_encoder(tmp_path / "encoder")
+    refused = cloze("evaluate", tmp_path / "encoder", *command[2:], "01")
+    assert refused.code == 2 and "its tokens see both sides already" in refused.err

@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SIZE, make_samples, pack, rows_of, tiny_model, vocabulary, widest
+from helpers import MASK, SIZE, make_samples, pack, rows_of, tiny_model, vocabulary, widest
 from torch import Tensor
 
+from cloze.corruption.replace import Replace
 from cloze.data.batch import Batch
 from cloze.masking.auto import Auto
 from cloze.masking.base import Evidence, Masking
@@ -16,6 +18,7 @@ from cloze.masking.difficulty import Difficulty
 from cloze.masking.frequency import Frequency
 from cloze.masking.fully_explored import FullyExplored
 from cloze.masking.mapnet import MapNet
+from cloze.masking.nothing import Nothing
 from cloze.masking.plan import MaskPlan
 from cloze.masking.rate import RateSchedule
 from cloze.masking.spans import Spans
@@ -24,7 +27,9 @@ from cloze.masking.uniform import Uniform
 from cloze.masking.words import Words
 from cloze.methods.base import select
 from cloze.methods.build import Choices, build_method
+from cloze.methods.objectives import NextTokenObjective
 from cloze.methods.token_prediction import TokenPrediction
+from cloze.methods.visibility import CausalVisible, PrefixVisible
 from cloze.models.encoder import isolate
 
 
@@ -323,3 +328,41 @@ def test_a_batch_with_nothing_to_predict_teaches_nothing() -> None:
         step(m, pack([[]], 16))
         assert all(torch.equal(before[name], m.get_buffer(name)) for name in before)
         assert all(torch.isfinite(b).all() for b in m.buffers())
+
+
+def test_meap_hides_other_places_in_every_row() -> None:
+    """Rows of the same text: their masks differ, and all tokens are predicted from the clean ids."""
+    row = make_samples([60], seed=1)
+    batch = pack([[replace(row[0], key=key)] for key in range(8)], length=64)
+    encoder = isolate(tiny_model("bert"))
+    chosen = Choices(Uniform(rate=0.15), Replace(mask=1.0, random=0.0), CausalVisible(), NextTokenObjective())
+    work = build_method(chosen, encoder, vocabulary(), seed=7).prepare(batch, 0.0)
+    hidden = work.views[0].ids == MASK
+    assert hidden.sum(1).tolist() == [9] * 8
+    assert len({tuple(row.tolist()) for row in hidden}) == 8
+    assert hidden.any(0).sum() > 30  # shared by all rows it would be 9
+    assert torch.equal(work.labels, batch.ids.flatten()[work.targets]) and work.targets.numel() == 8 * 60
+    assert not hidden[:, 0].any()  # [CLS]
+
+
+@pytest.mark.parametrize(
+    ("choices", "readings", "drawn"),
+    [
+        (Choices(), {"masked": 0}, "masks"),
+        (Choices(corruption=Replace(mask=0.0, random=1.0)), {"replaced": 0}, "masks"),
+        (Choices(objective=NextTokenObjective(targets="hidden")), {"masked": 1}, "masks"),
+        (Choices(Nothing(), Replace(), CausalVisible(), NextTokenObjective()), {"causal": 1}, ""),
+        (Choices(Uniform(), Replace(), CausalVisible(), NextTokenObjective()), {"causal": 1}, "masks"),
+        (
+            Choices(Nothing(), Replace(), PrefixVisible(), NextTokenObjective()),
+            {"prefix": 1, "causal": 1},
+            "prefixes",
+        ),
+        (Choices(visibility=CausalVisible()), {}, "masks"),
+    ],
+)
+def test_what_is_drawn_and_how_the_outputs_are_read(
+    choices: Choices, readings: dict[str, int], drawn: str
+) -> None:
+    made = build_method(choices, isolate(tiny_model("bert")), vocabulary())
+    assert (list(made.readings.items()), made.drawn) == (list(readings.items()), drawn)

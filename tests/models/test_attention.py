@@ -78,6 +78,11 @@ BF16, FP16, FP32, FP64 = ({"dtype": d} for d in (torch.bfloat16, torch.float16, 
         (GPU | BF16 | {"causal": True, "open": True, "dropout": 0.1}, "masked"),
         (CPU | FP32 | {"causal": True, "open": True, "dense": True}, "masked"),
         (CPU | FP32 | {"causal": True, "open": True, "length": 128}, "matmul"),
+        (GPU | BF16 | {"biased": True}, "flex"),  # ALiBi
+        (GPU | BF16 | {"biased": True, "dense": True}, "flex"),
+        (GPU | BF16 | {"biased": True, "dropout": 0.1}, "masked"),
+        (CPU | FP32 | {"biased": True, "dense": True}, "masked"),
+        (CPU | FP32 | {"biased": True, "length": 128}, "matmul"),
     ],
 )
 def test_the_table_of_choices(case: dict[str, Any], kernel: str) -> None:
@@ -92,6 +97,7 @@ def test_the_table_of_choices(case: dict[str, Any], kernel: str) -> None:
         ("modernbert", {}, torch.bfloat16, 1024, {"global": "varlen", "local": "varlen"}),
         ("modernbert", {}, torch.float32, 1024, {"global": "flex", "local": "flex"}),
         ("eurobert", {}, torch.float16, 1024, {"global": "varlen"}),
+        ("mosaicbert", {}, torch.bfloat16, 1024, {"global": "flex"}),
     ],
 )
 def test_kernels_of_a_model(

@@ -116,7 +116,7 @@ def batch(seed: int) -> Batch:
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])
-@pytest.mark.parametrize("family", ["bert", "modernbert", "eurobert"])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "eurobert", "mosaicbert"])
 def test_samples_stay_apart(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probes of the start, on this GPU's own kernels, bit for bit."""
     encoder = isolate(tiny_model(family).to(GPU))
@@ -152,7 +152,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("dtype", "far"), [(BF16, 5e-2), (FP32, 1e-5)])
-@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "mosaicbert"])
 def test_a_step_by_each_kernel(
     family: str, dtype: torch.dtype, far: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +165,7 @@ def test_a_step_by_each_kernel(
 
 
 @pytest.mark.parametrize(("dtype", "far"), [(BF16, 5e-2), (FP32, 1e-4)])
-@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "mosaicbert"])
 def test_compiled_into_one_graph(family: str, dtype: torch.dtype, far: float) -> None:
     made = method(family)
     compiled = torch.compile(made, dynamic=False)

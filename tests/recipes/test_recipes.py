@@ -274,7 +274,7 @@ MIXED = HEAD + f"variants: {{{CAUSAL}}}\n"
         ),
         (
             HEAD + "visibility: {kind: past}\n",
-            "visibility: .*: allowed are all, causal, prefix",
+            "visibility: .*: allowed are all, causal, enc_dec, prefix",
         ),
         (MIXED, "variants.causal is in no stage: name it in stages"),
         (

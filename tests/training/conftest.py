@@ -39,7 +39,13 @@ def make(text: Corpus, tiny: tuple[str, ...]) -> Callable[..., Trainer]:
         layouts = [text.layout(phase.length, encoder.longest(), False) for phase in recipe.training.phases]
         loaders = [text.loader(layout, recipe.seed) for layout in layouts]
         return Trainer(
-            method.train(), loaders, recipe.training, State(steps=steps), recipe.seed, Accelerator(cpu=True)
+            method.train(),
+            loaders,
+            recipe.training,
+            State(steps=steps),
+            recipe.seed,
+            Accelerator(cpu=True),
+            recipe.stages,
         )
 
     return trainer

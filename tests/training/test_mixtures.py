@@ -158,3 +158,33 @@ def test_calibration_measures_every_stage_and_leaves_no_trace(make: Make) -> Non
     list(untouched.run(3))
     expected, got = parameters(untouched), parameters(trainer)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+FIRST = "stages=[{share: 0.4, use: causal}, {share: 0.6, use: main"
+AT = 4  # of ten steps, the first of the second stage
+
+
+def test_a_stage_may_warm_up_again(make: Make) -> None:
+    plain, warm = make(CAUSAL, FIRST + "}]"), make(CAUSAL, FIRST + ", warmup: 0.5}]")
+    rates = [[result.learning_rate for result in trainer.run(10)] for trainer in (plain, warm)]
+    factors = [b / a for a, b in zip(*rates, strict=True)]
+    assert factors == pytest.approx([1.0] * AT + [1 / 6, 3 / 6, 5 / 6] + [1.0] * 3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stage_may_begin_with_a_fresh_optimiser(make: Make, optimizer: str) -> None:
+    kind = f"training.optimizer.kind={optimizer}"
+    kept, fresh = make(CAUSAL, kind, FIRST + "}]"), make(CAUSAL, kind, FIRST + ", fresh_optimizer: true}]")
+
+    def after(trainer: Trainer, steps: int) -> dict[str, Any]:
+        for _ in trainer.run(steps):
+            pass
+        return tensors_of(trainer.method, trainer.optimizers)
+
+    assert all(
+        torch.equal(x, y) for x, y in zip(after(kept, AT).values(), after(fresh, AT).values(), strict=True)
+    )
+    before, now = after(kept, AT + 1), after(fresh, AT + 1)
+    steps = {n: (float(before[n]), float(now[n])) for n in now if ".step." in n}
+    assert set(steps.values()) == {(AT + 1.0, 1.0)}
+    assert any(not torch.equal(before[n], now[n]) for n in now if n.startswith("model."))

@@ -39,7 +39,7 @@ class Planned:
         bits: of one nat of held-out loss, per character of the held-out text.
         text: digests of the text and the tokenizer. masks: digest of the predicted held-out tokens; empty if
             its loss is of something else than the first recipe's.
-        measures: what its held-out loss is of (`Method.measures`).
+        measures: what its held-out loss is of (`Method.measures`). reads: whether its outputs predict tokens.
     """
 
     arm: Arm
@@ -50,6 +50,7 @@ class Planned:
     text: dict[str, str]
     masks: str
     measures: str = "masked tokens"
+    reads: bool = True
 
     @property
     def seconds(self) -> float:
@@ -135,6 +136,7 @@ def make_plan(
                 corpus.digests(),
                 _masks(parts[arm.name]) if measures[arm.name] == measures[arms[0].name] else "",
                 measures[arm.name],
+                bool(parts[arm.name].method.readings),
             )
         )
     notes = _notes(planned)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,6 +124,7 @@ def compare(
     plan = plan_in(folder, arms, allowance, range(seeds), folder / TIMES, progress)
     runs = runs_of(plan, watch, jobs)
     if suites:
+        plan = replace(plan, notes=(*plan.notes, *_unread(plan, suites)))
         runs = [_evaluated(plan, run, suites, suite_data or {}, probe, meter) for run in runs]
     settings = {
         "budget": str(allowance),
@@ -182,6 +184,13 @@ def _check_suites(suites: Sequence[str], places: Mapping[str, str | Path]) -> No
             raise ClozeError(f"--suite-data {name}={place}: no such file or folder")
 
 
+def _unread(plan: Plan, suites: Sequence[str]) -> list[str]:
+    """What a reader must know of recipes whose outputs predict no tokens."""
+    names = ", ".join(planned.arm.name for planned in plan.arms if not planned.reads)
+    asked = ", ".join(name for name in suites if suite_of(name).reads)
+    return [f"{names}: predicts no tokens, so {asked} cannot read it."] if names and asked else []
+
+
 def _evaluated(
     plan: Plan,
     run: Finished,
@@ -191,7 +200,9 @@ def _evaluated(
     meter: Meter | None,
 ) -> Finished:
     """A run with the scores of the suites; those that it has are not measured again."""
-    missing = [name for name in suites if measured_as(name, probe) not in run.suites]
+    reads = next(p.reads for p in plan.arms if p.arm.name == run.recipe)
+    able = [name for name in suites if reads or not suite_of(name).reads]
+    missing = [name for name in able if measured_as(name, probe) not in run.suites]
     if not missing or run.status == "diverged":
         return run
     job = next(job for job in plan.jobs if (job.arm, job.seed) == (run.recipe, run.seed))

@@ -23,8 +23,6 @@ from cloze.diagnosis.result import (
 )
 from cloze.diagnosis.text import shorten, spread
 from cloze.diagnosis.tokens import ORDER, TOKENS, proposal_words, token_savings
-from cloze.errors import ClozeError
-from cloze.methods.token_prediction import TokenPrediction
 from cloze.variance import (
     Decomposition,
     Estimate,
@@ -110,8 +108,6 @@ def measure(subject: Subject, options: Options, meter: Meter | None = None) -> M
     elif not hides:
         found = replace(found, covariance=None, break_even=None, segments=[], hamming=[])
     loss_cost = None
-    if options.curvature and not isinstance(subject.method, TokenPrediction):
-        raise ClozeError(f"--weight curvature: {subject.model} predicts no tokens of the text; leave it out")
     if options.curvature:
         loss_cost = _loss_cost(subject, losses, parameters, options, counter)
     tokens = NO_SAVINGS

@@ -197,7 +197,7 @@ def _answered(batch: Batch, method: Infilling, tokenizer: PreTrainedTokenizerFas
             visits=batch.visits[number : number + 1],
         ).to(device)
         given, answer, truth = (_words(tokenizer, x) for x in method.answer(one, SEED))
-        if answer and truth:
+        if truth:
             tokens = [{"text": text} for text in given]
             found.append({"tokens": tokens, "answer": "".join(answer), "truth": "".join(truth)})
     return found

@@ -41,7 +41,12 @@ class Readable:
     def chosen(self, wanted: str | None) -> dict[Readout, int]:
         """All readings, or only the one that is named. Errors: it has none, or not this one."""
         if not self.shifts:
-            raise ClozeError(f"{self.name}: its outputs predict no tokens, so no text has a probability")
+            kind = (
+                "it is an encoder-decoder"
+                if isinstance(self.model, EncoderDecoder)
+                else "it predicts no tokens"
+            )
+            raise ClozeError(f"{self.name}: no whole text has a probability, for {kind}")
         found = {name: shift for name, shift in self.shifts.items() if wanted in (None, name)}
         if not found:
             why = " (it has never seen the mask token)" if "replaced" in self.shifts else ""

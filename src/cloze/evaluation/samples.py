@@ -33,7 +33,7 @@ def samples(
         initial: [N] losses before the first step, if they are known.
         result: losses after the last one.
     """
-    if not method.predicts_tokens:
+    if not method.main.predicts_tokens:
         return {"words": [], "frequency": [], "examples": examples(held_out, method, tokenizer)}
     unigram = unigram_losses(result.labels, counts)
     return {

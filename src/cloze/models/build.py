@@ -343,6 +343,8 @@ def _detects(path: str, config: Any) -> ClozeError:
 
 def check_head(model: PreTrainedModel, path: str) -> None:
     """Refuse a checkpoint that came without a masked-LM head, so that its losses say nothing."""
+    if is_encoder_decoder(model.config):
+        raise ClozeError(f"{path}: an encoder-decoder, which writes texts and fills no single blanks")
     kinds = model.config.architectures or []
     if is_detector(model.config):
         raise _detects(path, model.config)

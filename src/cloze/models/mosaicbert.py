@@ -6,7 +6,7 @@ no such class. A saved model brings this file along as remote code, so it import
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -187,7 +187,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Another table."""
-        self.embeddings.word_embeddings = value  # type: ignore[assignment]
+        self.embeddings.word_embeddings = cast(nn.Embedding, value)
 
     @can_return_tuple
     def forward(
@@ -250,9 +250,9 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         """The layer that makes logits."""
         return self.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Another one."""
-        self.decoder = new_embeddings  # type: ignore[assignment]
+        self.decoder = new_embeddings
 
     @can_return_tuple
     def forward(
@@ -277,7 +277,7 @@ class _Classifier(MosaicBertPreTrainedModel):
         self.model = MosaicBertModel(config)
         share = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dropout = nn.Dropout(share)
-        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 2))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
         self.post_init()
 
 

@@ -46,9 +46,12 @@ class Variant(Config):
 
 
 class Stage(Start):
-    """A part of the run with its own method; how it begins: `Start`.
+    """A part of the run with its own method.
 
     Attributes:
+        share: share of the run's steps; the shares of all stages add up to 1.
+        fresh_optimizer: the optimiser forgets its moments when it begins.
+        warmup: share of its steps in which the learning rate rises again to what the schedule says.
         use: what is trained: `main` (the recipe's own four choices), one of its `variants`, or a mixture such
             as `{causal: 1, main: 15}`, whose numbers are shares of the rows, hence of the tokens.
     """

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from cloze.evaluation.results import Evaluation, table_rows
 from cloze.methods.composite import MAIN
+from cloze.models.families import OURS
 from cloze.recipes.schema import Recipe
 
 log = logging.getLogger("cloze")
@@ -86,6 +87,8 @@ def model_card(recipe: Recipe, summary: dict[str, Any]) -> str:
         score = f"{share}), AUC {summary['heldout_auc']:.3f}"
     if reading == "seq2seq":
         tag, use = "text2text-generation", _WRITE
+    if summary["model"]["family"] in OURS:
+        use = use.replace('FOLDER")', 'FOLDER", trust_remote_code=True)')
     return f"""---
 library_name: transformers
 pipeline_tag: {tag}

@@ -58,6 +58,7 @@ class Suite:
         main: the metric that tables show first, and whose mean over tasks is told, for each task.
         trains: whether `Options.probe` and `unmask` mean something to it. brings: whether a run has its data.
         common: whether all models are measured by the same thing, whatever they predict.
+        reads: whether it needs a model that predicts tokens (`Method.readings`).
     """
 
     name: str
@@ -67,3 +68,4 @@ class Suite:
     trains: bool = False
     brings: bool = False
     common: bool = True
+    reads: bool = False

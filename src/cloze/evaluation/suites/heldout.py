@@ -156,4 +156,5 @@ SUITE = Suite(
     "loss",
     brings=True,
     common=False,
+    reads=True,
 )

@@ -160,4 +160,6 @@ def _chosen(pairs: list[Pair], tasks: Sequence[str], data: str) -> list[Pair]:
     return [pair for pair in pairs if not parts[pair.task].isdisjoint(tasks)]
 
 
-SUITE = Suite("minimal-pairs", "grammatical and ungrammatical sentences (BLiMP, Zorro)", run, "accuracy")
+SUITE = Suite(
+    "minimal-pairs", "grammatical and ungrammatical sentences (BLiMP, Zorro)", run, "accuracy", reads=True
+)

@@ -39,10 +39,12 @@ def small(recipe: str) -> tuple[str, ...]:
 
     A mixture needs a row for each method in a step.
     """
-    more = ("training.phases=[{share: 1.0, length: 64, rows: 16}]",) if recipe == "gpt-bert" else ()
-    kept = (t for t in TINY if recipe != "adapt" or not t.startswith(("tokenizer", "model")))
-    family = "t5" if recipe == "enc-dec" else "bert"
-    return (*(t.replace("family: bert", f"family: {family}") for t in kept), *more)
+    more = {
+        "gpt-bert": ("training.phases=[{share: 1.0, length: 64, rows: 16}]",),
+        "electra": ("model.family=electra",),  # whose generator is narrower than the model
+        "enc-dec": ("model.family=t5",),
+    }.get(recipe, ())
+    return (*(t for t in TINY if recipe != "adapt" or not t.startswith(("tokenizer", "model"))), *more)
 
 
 _NOUNS = (

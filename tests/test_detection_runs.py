@@ -21,7 +21,7 @@ from cloze.run import resolve
 
 Train = Callable[..., Run]
 Cloze = Callable[..., Any]
-DETECTORS = ("rts",)
+DETECTORS = ("rts", "electra", "c-rts")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,15 @@ def test_a_run_learns_to_tell_and_leaves_a_stock_detector(name: str, runs: Calla
     assert own and all(torch.equal(model.state_dict()[n], t) for n, t in own.items())
 
 
+def test_a_generator_is_a_stock_model_beside_the_detector(runs: Callable[[str], Run], cloze: Cloze) -> None:
+    run = runs("electra")
+    assert run.summary["model"]["class"] == "ElectraForPreTraining"
+    result = cloze("fill", run.folder / "generator", "The old [MASK].")
+    assert result.code == 0 and result.out.count("%") == 5
+    losses = records(run, "step")[-1]["losses"]
+    assert losses.keys() == {"mlm", "detection"}
+
+
 def test_random_tokens_are_found_after_a_few_steps(runs: Callable[[str], Run]) -> None:
     assert runs("rts").summary["heldout_auc"] > 0.75
 
@@ -90,7 +99,7 @@ def test_the_command_ends_with_an_example(
     )
     assert result.code == 0
     assert "AUC" in result.out and "0.5 is chance" in result.out
-    assert "detects" in result.out and "(missed<original)" in result.out
+    assert "(missed<original)" in result.out
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -158,7 +167,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, train: Train, tmp_pat
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_dry_run_knows_that_every_token_is_judged(name: str, corpus: Path, tiny: tuple[str, ...]) -> None:
-    recipe, _ = resolve(name, corpus, overrides=[*tiny])
+    recipe, _ = resolve(
+        name, corpus, overrides=[*tiny, *(("model.family=electra",) if name == "electra" else ())]
+    )
     assert "512 predicted tokens" in estimate(recipe)["masking"]
 
 
@@ -186,3 +197,12 @@ def test_detection_before_masked_modelling_with_one_encoder(train: Train, tmp_pa
 def test_what_cannot_be_detected_is_refused(change: str, message: str) -> None:
     with pytest.raises(ClozeError, match=message):
         load_recipe("rts", [change])
+
+
+def test_a_cluster_table_is_learnt_and_saved(train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", recipe="c-rts", budget="30steps")
+    last = load_file(max((run.folder / "checkpoints").iterdir()) / "training.safetensors")
+    table = last["buffer.corruption.table"]
+    assert table.std() > 0.5 and (last["buffer.corruption.sizes"] > 0).all()
+    logged = [record["cluster_skew"] for record in records(run, "step")]
+    assert logged[-1] > 0.001

@@ -146,5 +146,8 @@ def test_streams_are_named_once() -> None:
         "HEAD",
         "PAIR",
         "PARTNER",
+        "SAMPLE",
+        "GENERATOR",
+        "CLUSTER",
     ]
     assert {s.name: int(s) for s in Stream} == {name: i for i, name in enumerate(names, start=1)}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloze.corruption.neighbours import neighbour_vectors
 from cloze.corruption.replace import Vocabulary
 from cloze.data.corpus import Corpus, Progress, open_corpus
 from cloze.data.loader import Loader
@@ -56,7 +57,9 @@ def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
     encoder = _encoder(recipe, corpus)
     vocabulary = vocabulary_of(corpus.tokenizer)
     counts = corpus.counts(encoder.vocabulary.weight.shape[0])
-    method = method_of(recipe, encoder, vocabulary, torch.from_numpy(counts)).to(device)
+    loaders = [_loader(recipe, corpus, encoder, phase.length) for phase in recipe.training.phases]
+    vectors = _vectors(recipe, loaders[0], counts.size)
+    method = method_of(recipe, encoder, vocabulary, torch.from_numpy(counts), vectors).to(device)
     if recipe.training.gradient_checkpointing:
         encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
     method.train()
@@ -67,21 +70,33 @@ def assemble(recipe: Recipe, corpus: Corpus, device: torch.device) -> Parts:
         vocabulary,
         encoder,
         method,
-        loaders=[_loader(recipe, corpus, encoder, phase.length) for phase in recipe.training.phases],
+        loaders=loaders,
         held_out=HeldOutSet(held_out, evaluation.rate, evaluation.tokens),
         counts=counts,
     )
 
 
 def method_of(
-    recipe: Recipe, encoder: Encoder | EncoderDecoder, vocabulary: Vocabulary, counts: Tensor | None = None
+    recipe: Recipe,
+    encoder: Encoder | EncoderDecoder,
+    vocabulary: Vocabulary,
+    counts: Tensor | None = None,
+    vectors: Tensor | None = None,
 ) -> Method[Any]:
-    """The method of a recipe; several of them if it has variants. `counts`: as for `build_method`."""
+    """The method of a recipe; several of them if it has variants. The rest is as for `build_method`."""
     methods = {
-        name: build_method(choices, encoder, vocabulary, counts, recipe.seed)
+        name: build_method(choices, encoder, vocabulary, counts, recipe.seed, vectors)
         for name, choices in recipe.methods().items()
     }
     return compose(methods, [(stage.share, stage.shares()) for stage in recipe.stages])
+
+
+def _vectors(recipe: Recipe, loader: Loader, size: int) -> Tensor | None:
+    """By which tokens are clustered, if a new model is to get clusters; one that is trained has its own."""
+    wanted = any(choices.corruption.kind == "clusters" for choices in recipe.methods().values())
+    if not wanted or isinstance(recipe.model, PretrainedModelChoice):
+        return None
+    return neighbour_vectors(loader, size, recipe.seed)
 
 
 def open_text(recipe: Recipe, objects: list[Any], progress: Progress | None) -> Corpus:

@@ -33,6 +33,9 @@ class Stream(IntEnum):
     HEAD = 13  # first weights of the head that judges tokens
     PAIR = 14  # which spans of text make a pair
     PARTNER = 15  # whether two pairs exchange their second spans
+    SAMPLE = 16  # which token a generator writes
+    GENERATOR = 17  # its first weights
+    CLUSTER = 18  # which cluster a random token is of
 
 
 def _signed(value: int) -> int:

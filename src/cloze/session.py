@@ -3,7 +3,7 @@
 recipe.yaml       resolved and runnable
 metrics.jsonl     a line per record: step, heldout, note
 checkpoints/      whole states, each of them also a model folder
-model/            the model: loads with transformers
+model/            the model: loads with transformers (electra: generator/ beside it)
 summary.json, samples.json, report.html
 """
 
@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from cloze.assembly import assemble, open_text
@@ -320,6 +322,8 @@ class Session:
             try:
                 self.checkpoints.save(state, tensors, self._export)
                 replace_folder(self.folder / "model", self._export)
+                for name, model in self.parts.method.companions().items():
+                    replace_folder(self.folder / name, partial(self._export_companion, model))
                 write_json(self.folder / "summary.json", self._summary())
             except (OSError, SafetensorError) as error:
                 raise ClozeError(
@@ -328,6 +332,11 @@ class Session:
                 ) from error
         self.accelerator.wait_for_everyone()
         return path
+
+    def _export_companion(self, model: PreTrainedModel, folder: Path) -> None:
+        hf_logging.disable_progress_bar()
+        model.save_pretrained(folder)
+        self.parts.corpus.tokenizer.save_pretrained(folder)
 
     def _export(self, folder: Path) -> None:
         hf_logging.disable_progress_bar()

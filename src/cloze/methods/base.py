@@ -213,6 +213,10 @@ class Method(nn.Module, Generic[W]):
         """The model that users load afterwards, of the stock class of its `reading`."""
         raise NotImplementedError
 
+    def companions(self) -> dict[str, PreTrainedModel]:
+        """{folder: model} of other networks that are of use afterwards, each of a stock class."""
+        return {}
+
     def learned_state(self) -> dict[str, Any]:
         """State of learned policies and corruptions beyond `state_dict`: JSON values."""
         return {}

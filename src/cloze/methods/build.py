@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from cloze.corruption.clusters import Clusters, ClusterTable, clusters_of
+from cloze.corruption.generator import Generator
 from cloze.corruption.replace import Replace, Vocabulary
 from cloze.corruption.sentinels import Sentinels
 from cloze.data.tokenizers import ids_of, sentinels_of
@@ -19,6 +21,7 @@ from cloze.masking.uniform import Uniform
 from cloze.methods.base import Method
 from cloze.methods.composite import MAIN, Composite
 from cloze.methods.detection import Detection
+from cloze.methods.electra import Electra
 from cloze.methods.infilling import Infilling
 from cloze.methods.objectives import (
     DetectionObjective,
@@ -42,7 +45,7 @@ class Choices:
     """The four choices of a method."""
 
     masking: Masking = field(default_factory=Uniform)
-    corruption: Replace | Sentinels = field(default_factory=Replace)
+    corruption: Replace | Generator | Clusters | Sentinels = field(default_factory=Replace)
     visibility: Visible = field(default_factory=AllVisible)
     objective: ObjectiveChoice = field(default_factory=MlmObjective)
 
@@ -72,6 +75,7 @@ def build_method(
     vocabulary: Vocabulary,
     counts: Tensor | None = None,
     seed: int = 0,
+    vectors: Tensor | None = None,
 ) -> Method[Any]:
     """The method of four choices.
 
@@ -79,6 +83,7 @@ def build_method(
         encoder: the model that is trained.
         counts: [vocabulary], how often each token occurs in the text; None: all as often.
         seed: of masks, replacements and prefixes.
+        vectors: [vocabulary, any], by which tokens are clustered; None: the model's own embeddings.
 
     Errors: a visibility that the model cannot have, a tokenizer without the special tokens that are needed.
     """
@@ -109,14 +114,23 @@ def build_method(
     often = torch.ones(encoder.vocabulary.weight.shape[0]) if counts is None else counts
     networks = Networks(embed, table.weight.shape[1], often, seed)
     masking = choices.masking.build(networks)
-    if isinstance(choices.objective, DetectionObjective):
-        return Detection(encoder, masking, choices.corruption, choices.objective, vocabulary, seed)
+    objective, corruption = choices.objective, choices.corruption
+    if isinstance(objective, DetectionObjective):
+        if isinstance(corruption, Generator):
+            return Electra(encoder, masking, corruption, objective, vocabulary, seed)
+        if isinstance(corruption, Clusters):
+            known = table.weight.detach() if vectors is None else vectors
+            cluster = clusters_of(known.cpu(), corruption, vocabulary, seed)
+            made = ClusterTable(corruption, cluster, vocabulary)
+            return Detection(encoder, masking, made, objective, vocabulary, seed)
+        return Detection(encoder, masking, corruption, objective, vocabulary, seed)
+    assert isinstance(corruption, Replace)
     return TokenPrediction(
         encoder,
         masking,
-        choices.corruption,
+        corruption,
         visibility,
-        choices.objective,
+        objective,
         vocabulary,
         seed,
     )

@@ -158,6 +158,9 @@ class Composite(Method[Mixed]):
     def export(self) -> PreTrainedModel:
         return self.exported.export()
 
+    def companions(self) -> dict[str, PreTrainedModel]:
+        return self.exported.companions()
+
     def learned_state(self) -> dict[str, Any]:
         return {name: method.learned_state() for name, method in self.named().items()}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cloze.auc import auc
+from cloze.corruption.clusters import ClusterTable
 from cloze.corruption.replace import Replace, Vocabulary, replace
 from cloze.corruption.view import View
 from cloze.data.batch import Batch
@@ -42,7 +43,7 @@ class Detection(Method[TokenWork]):
         self,
         encoder: Encoder,
         masking: Policy,
-        corruption: Replace,
+        corruption: Replace | ClusterTable,
         objective: DetectionObjective,
         vocabulary: Vocabulary,
         seed: int,
@@ -55,6 +56,8 @@ class Detection(Method[TokenWork]):
         self.objective = objective
         self.vocabulary = vocabulary
         self.seed = seed
+        if isinstance(corruption, ClusterTable):
+            self.measures = f"{MEASURES}, by clusters"
         self.verdicts: list[tuple[Tensor, Tensor]] = []
         """Logits and labels of the last step, for the log."""
 
@@ -78,7 +81,10 @@ class Detection(Method[TokenWork]):
         return self._judge(batch, plan, seed)
 
     def _judge(self, batch: Batch, plan: MaskPlan, seed: int) -> TokenWork:
-        view = replace(batch, plan, self.corruption, self.vocabulary, seed)
+        if isinstance(self.corruption, ClusterTable):
+            view = self.corruption.corrupt(batch, plan, seed)
+        else:
+            view = replace(batch, plan, self.corruption, self.vocabulary, seed)
         plan = self.objective.predicted(plan, batch, view)
         return judging(batch, plan, view, self.objective.density(self.rate(0.0), self.rate(1.0)))
 
@@ -93,9 +99,13 @@ class Detection(Method[TokenWork]):
 
     def observe(self, works: list[TokenWork], feedback: list[dict[str, Tensor]]) -> None:
         self.verdicts = verdicts(works, feedback)
+        if isinstance(self.corruption, ClusterTable):
+            found = [replaced(work, one) for work, one in zip(works, feedback, strict=True)]
+            self.corruption.observe(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def log(self) -> dict[str, float]:
-        return told(self.verdicts)
+        skew = self.corruption.log() if isinstance(self.corruption, ClusterTable) else {}
+        return told(self.verdicts) | skew
 
     @property
     def reading(self) -> Reading:
@@ -142,6 +152,13 @@ def verdicts(works: list[TokenWork], feedback: list[dict[str, Tensor]]) -> list[
         real = work.token_weights > 0
         found.append((one["logits"][real], one["labels"][real]))
     return found
+
+
+def replaced(work: TokenWork, feedback: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the replaced tokens of a batch: original ids, ids in their place, and whether none was noticed."""
+    those = (feedback["labels"] > 0) & (work.token_weights > 0)
+    old = work.batch.ids.flatten()[work.targets[those]]
+    return old, feedback["seen"][those], feedback["logits"][those] <= 0
 
 
 def told(found: list[tuple[Tensor, Tensor]]) -> dict[str, float]:

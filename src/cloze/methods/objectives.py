@@ -78,6 +78,7 @@ class DetectionObjective(Config):
 
     kind: Literal["detection"] = "detection"
     on: Literal["all", "hidden"] = Field("all", description="which tokens are judged")
+    weight: float = Field(50.0, gt=0.0, description="of this loss beside a generator's")
 
     @property
     def everywhere(self) -> bool:

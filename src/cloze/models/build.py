@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
@@ -51,11 +53,16 @@ class NewModel(Config):
     """A model from scratch; `layers`, `width` and `heads` override those of `size`."""
 
     kind: Literal["new"] = "new"
-    family: Literal["modernbert", "bert", "mosaicbert", "t5"] = "modernbert"
+    family: Literal["modernbert", "bert", "electra", "mosaicbert", "t5"] = "modernbert"
     size: Size = "mini"
     layers: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=16)
     heads: int | None = Field(None, ge=1)
+    embedding: int | None = Field(
+        None,
+        ge=16,
+        description="electra: width of its token embeddings; 128, or the width if that is smaller",
+    )
     longest: int = Field(512, ge=8, description="greatest length of a sample, in tokens")
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
@@ -148,6 +155,16 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    if choice.family == "electra":
+        return ElectraForMaskedLM(
+            ElectraConfig(
+                **shared,
+                embedding_size=choice.embedding or min(width, 128),
+                intermediate_size=4 * width,
+                hidden_dropout_prob=choice.dropout,
+                attention_probs_dropout_prob=choice.dropout,
+            )
+        )
     if choice.family == "bert":
         return BertForMaskedLM(
             BertConfig(

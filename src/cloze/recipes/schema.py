@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field, model_validator
 
 from cloze.config import Config
+from cloze.corruption.clusters import Clusters
+from cloze.corruption.generator import Generator
 from cloze.corruption.replace import Replace
 from cloze.corruption.sentinels import Sentinels
 from cloze.data.corpus import Data, TokenizerChoice, TrainTokenizer
@@ -25,7 +27,7 @@ else:
     MaskingChoice = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
-CorruptionChoice = Annotated[Replace | Sentinels, Field(discriminator="kind")]
+CorruptionChoice = Annotated[Replace | Generator | Clusters | Sentinels, Field(discriminator="kind")]
 
 
 INFILLED = ("spans", "words", "uniform", "rest")  # policies whose weights are all 1
@@ -73,8 +75,8 @@ def _can_detect(at: str, choices: Choices) -> None:
         raise ValueError(
             f"{at}visibility.kind={choices.visibility.kind}: detection reads whole texts, use all"
         )
-    assert choices.corruption.kind == "replace"  # sentinels go with another objective
-    if choices.corruption.mask > 0.0 or choices.corruption.random == 0.0:
+    corruption = choices.corruption
+    if isinstance(corruption, Replace) and (corruption.mask > 0.0 or corruption.random == 0.0):
         raise ValueError(
             f"{at}corruption: a mask token is no riddle, so detection wants corruption.mask=0 and "
             "corruption.random=1"
@@ -137,6 +139,11 @@ class Recipe(Config):
             detects = choices.objective.kind == "detection"
             if detects:
                 _can_detect(at, choices)
+            elif choices.corruption.kind in ("generator", "clusters"):
+                raise ValueError(
+                    f"{at}corruption.kind={choices.corruption.kind} makes tokens to be detected: use "
+                    "objective={kind: detection}, or corruption={kind: replace}"
+                )
             elif choices.objective.kind == "structure":
                 _can_pair(at, choices, name == MAIN or self.training.compile)
             elif choices.masking.kind == "none" and not choices.objective.everywhere:

@@ -99,7 +99,7 @@ def test_the_command_ends_with_an_example(
     )
     assert result.code == 0
     assert "AUC" in result.out and "0.5 is chance" in result.out
-    assert "detects" in result.out and "(missed<original)" in result.out
+    assert "(missed<original)" in result.out
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -197,23 +197,6 @@ def test_detection_before_masked_modelling_with_one_encoder(train: Train, tmp_pa
 def test_what_cannot_be_detected_is_refused(change: str, message: str) -> None:
     with pytest.raises(ClozeError, match=message):
         load_recipe("rts", [change])
-
-
-def test_a_generators_fakes_become_fewer_and_are_told_apart(train: Train, tmp_path: Path) -> None:
-    rate = 0.15
-    shape = "model={kind: new, family: electra, layers: 2, width: 64, heads: 2, longest: 64}"
-    run = train(
-        tmp_path / "run", shape, "training.phases=[{share: 1.0, length: 64, rows: 16}]",
-        "training.log_every=10", "training.optimizer.learning_rate=0.004",
-        recipe="electra", budget="160steps",
-    )  # fmt: skip
-    steps, measured = records(run, "step"), records(run, "heldout")
-    fakes = [record["replaced"] for record in measured]
-    print(fakes, [r["auc"] for r in measured], steps[-1])
-    assert fakes[-1] < 0.9 * rate and fakes[-1] < 0.9 * fakes[0]
-    assert steps[-1]["losses"]["mlm"] < steps[0]["losses"]["mlm"] - 1.0
-    assert measured[0]["auc"] == pytest.approx(0.5, abs=0.1)  # untrained: the control
-    assert measured[-1]["auc"] > 0.7
 
 
 def test_a_cluster_table_is_learnt_and_saved(train: Train, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cloze.masking.spans import Spans
 
 COUNT = 20
 SENTINELS = tuple(range(SIZE, SIZE + COUNT))
-WORDS = Vocabulary(SIZE + COUNT, MASK, torch.arange(FIRST, SIZE), SENTINELS, end=SEP)
+WORDS = Vocabulary(SIZE + COUNT, MASK, torch.arange(FIRST, SIZE), sentinels=SENTINELS, end=SEP)
 
 
 def batch() -> Batch:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SIZE, chi_square, make_samples, pack, rows_of, tile, tiny_model, vocabulary
+from helpers import FIRST, SIZE, Sample, chi_square, make_samples, pack, rows_of, tile, tiny_model, vocabulary
 from torch import Tensor
 from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
@@ -155,3 +155,35 @@ def test_both_networks_go_out_as_stock_electra_models(tmp_path: Path) -> None:
         ours = m.generator(work.views[0], work.hidden).features @ layer.weight.T + layer.bias
         assert (theirs - ours).abs().max() < 1e-4
     assert theirs.shape[1] == SIZE
+
+
+def planted(step: int) -> Batch:
+    """Texts of one token each, every seventh place another one of all tokens."""
+    draw = torch.Generator().manual_seed(step)
+    ids = torch.randint(FIRST, FIRST + 24, (16, 1), generator=draw).repeat(1, 30)
+    other = torch.rand(16, 30, generator=draw) < 1 / 7
+    ids = torch.where(other, torch.randint(FIRST, SIZE, (16, 30), generator=draw), ids)
+    rows = [[Sample(100 * step + i, tuple(row.tolist()), tuple(range(30)))] for i, row in enumerate(ids)]
+    return pack(rows, 32)
+
+
+def test_fakes_become_fewer_than_the_rate_and_are_told_apart() -> None:
+    m = method(width=1.0).train()
+    adam = torch.optim.Adam(m.parameters(), lr=3e-3)
+    numbers = []
+    for step in range(100):
+        work = m.prepare(planted(step), 0.0)
+        outcome, weights, factors = m(work), m.weights(work), m.coefficients(0.0)
+        loss = sum(factors[term] * total / weights[term] for term, total in outcome.sums.items())
+        adam.zero_grad()
+        loss.float().backward()  # type: ignore[union-attr]
+        adam.step()
+        m.observe([work], [outcome.feedback])
+        numbers.append(m.log())
+    rate = 0.3
+    fakes = [n["replaced"] for n in numbers]
+    areas = [n["auc"] for n in numbers]
+    assert sum(areas[:3]) / 3 == pytest.approx(0.5, abs=0.12)  # untrained: the control
+    assert sum(areas[-10:]) / 10 > 0.7
+    assert sum(fakes[:5]) / 5 > 0.9 * rate
+    assert sum(fakes[-10:]) / 10 < 0.85 * rate

@@ -25,7 +25,9 @@ from cloze.methods.visibility import CausalVisible, EncoderDecoderVisible, Prefi
 from cloze.models.encoder_decoder import EncoderDecoder, wrap
 
 COUNT = 24
-WORDS = Vocabulary(SIZE, MASK, torch.arange(5, SIZE - COUNT), tuple(range(SIZE - COUNT, SIZE)), end=SEP)
+WORDS = Vocabulary(
+    SIZE, MASK, torch.arange(5, SIZE - COUNT), sentinels=tuple(range(SIZE - COUNT, SIZE)), end=SEP
+)
 
 
 def method(visibility: Visible, masking: Masking | None = None, family: str = "modernbert") -> Infilling:

@@ -78,8 +78,8 @@ def test_the_list_of_settings_has_every_field() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
 
     def fields(tree: dict[str, Any]) -> set[str]:
-        named = tree.get("variants") or {}  # by names that a recipe chooses
-        values = [*(v for k, v in tree.items() if k != "variants"), *named.values()]
+        named = tree.get("variants") or {}  # by names that a recipe chooses, as `use` of a stage is
+        values = [*(v for k, v in tree.items() if k not in ("variants", "use")), *named.values()]
         below = [v for value in values for v in (value if isinstance(value, list) else [value])]
         return set(tree).union(*(fields(v) for v in below if isinstance(v, dict)))
 

@@ -107,8 +107,8 @@ def test_pretrain_fill_and_export(cloze: Cloze, corpus: Path, sets: list[str]) -
     result = cloze("pretrain", "mlm", "--data", corpus, *sets)
     assert result.code == 0, result.err
     assert Path("runs/mlm/report.html").is_file()  # the default folder
-    names = [line.split("  ")[0] for line in result.out.splitlines()]
-    assert names == ["held-out loss", "accuracy", "seen", "model", "report"]
+    names = [name for line in result.out.splitlines() if (name := line.split("  ")[0])]
+    assert names == ["held-out loss", "accuracy", "seen", "model", "report", "blanks"]
     assert "runs/mlm/report.html" in result.out
     assert max(map(len, result.out.splitlines())) <= 80
     # Standard error is not a terminal: plain lines, no bar, no colours.

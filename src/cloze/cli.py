@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ recipes_app = typer.Typer(help="List recipes, or show one.", invoke_without_comm
 app.add_typer(recipes_app, name="recipes")
 
 # No markup: paths and texts have brackets and colons of their own.
+EXAMPLE_LINES = 4
 out_console = Console(highlight=False, markup=False, emoji=False)
 err_console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -517,8 +519,11 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
         ("model", f"{folder / 'model'} ({amount(summary['parameters'])} parameters)"),
         ("report", str(folder / "report.html")),
     )  # fmt: skip
-    for name, value in (*lines, *in_words(_samples(folder))):
+    for name, value in lines:
         out_console.print(f"{name:<14} {value}", soft_wrap=True)
+    for name, text in in_words(_samples(folder)):
+        for number, line in enumerate(textwrap.wrap(text, max(40, out_console.width - 15))[:EXAMPLE_LINES]):
+            out_console.print(f"{'' if number else name:<14} {line}", soft_wrap=True)
     if area is not None:
         out_console.print(f"{'':<14} [found<original]  (missed<original)  {{false alarm}}")
 

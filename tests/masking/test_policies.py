@@ -44,7 +44,7 @@ def test_every_policy_is_listed_and_tested() -> None:
     for kind, policy in POLICIES.items():
         assert policy.model_fields["kind"].default == kind
         assert policy.summary
-        assert policy(rate=0.0 if kind == "none" else 0.3).unbiased == (
+        assert policy(rate={"none": 0.0, "rest": 0.5}.get(kind, 0.3)).unbiased == (
             kind not in ("difficulty", "frequency")
         )
 

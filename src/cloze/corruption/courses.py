@@ -31,7 +31,5 @@ class Courses(Config):
     )
 
     def describe(self) -> str:
-        """Such as "generator 0.25, swapped 15%, inserted 15%, corrected"."""
-        shares = (("swapped", self.swapped), ("inserted", self.inserted))
-        words = [self.generator.describe(), *(f"{name} {share:.0%}" for name, share in shares if share)]
-        return ", ".join([*words, "corrected"] if self.corrections else words)
+        """A word for tables."""
+        return "courses"

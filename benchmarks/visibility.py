@@ -8,7 +8,7 @@ and 1/2 of the steps and a schedule of its own; the last lines are the share of 
 as good as the model from new weights, between two budgets on a straight line over the logarithm of the steps.
 `clm-*`, `mlm-*`: a quarter of the steps causal against none, at three rates, and what is done at the switch.
 `detour-*`: the masked model goes on with the domain's text, with causal steps first or without.
-ModernBERT 4 x 128, vocabulary 4,096, 16 rows of 128, Muon, one thread. A JSON file per run; finished runs are
+ModernBERT 4 x 128, vocabulary 4,096, 8 rows of 128, Muon at 0.004. A JSON file per run; finished runs are
 not made again (`--most N` stops after N new ones, `--table` only prints).
 """
 
@@ -29,7 +29,8 @@ import cloze
 
 SHARES = (0.125, 0.25, 0.5)  # of the steps from new weights
 COMMON = (
-    "training.phases=[{share: 1.0, length: 128, rows: 16}]",
+    "training.phases=[{share: 1.0, length: 128, rows: 8}]",
+    "training.optimizer.learning_rate=0.004",
     "training.precision=bf16",
     "evaluation={times: 8, tokens: 40000, variance: false}",
 )

@@ -19,7 +19,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 from cloze.data.tokenizers import identity, ids_of
 from cloze.data.vocabulary_extension import pieces_of_new
 from cloze.errors import ClozeError
-from cloze.fill import export_model
+from cloze.export import export_model
 from cloze.models import build
 from cloze.models.build import PretrainedModelChoice
 from cloze.run import Run
@@ -94,7 +94,7 @@ def test_a_new_token_is_seen_like_its_pieces(
 def test_the_model_grows_and_loads_with_stock_transformers(
     general: Path, extended: Run, tmp_path: Path
 ) -> None:
-    export_model(extended.folder, tmp_path / "out")
+    export_model([extended.folder], tmp_path / "out")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert len(tokenizer) == len(AutoTokenizer.from_pretrained(general)) + NEW

@@ -465,13 +465,15 @@ def compare(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="A run's folder; of several the weights' mean goes out.")
+    ],
     to: Annotated[Path, typer.Option(help="New folder for the model.")],
 ) -> None:
-    """Copy a run's model out: a plain model folder for transformers."""
-    from cloze.fill import auto_class, export_model
+    """Copy a run's model out, or the mean of several: a plain model folder for transformers."""
+    from cloze.export import auto_class, export_model
 
-    export_model(run, to)
+    export_model(runs, to)
     out_console.print(f"{to}: loads with {auto_class(to)}.from_pretrained({str(to)!r})", soft_wrap=True)
 
 

@@ -1,25 +1,21 @@
-"""Using a trained model: fill blanks, go on with a text, copy it out."""
+"""Using a trained model: fill blanks, go on with a text."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cloze.data.loader import special_tokens
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.evaluation.examples import generated
 from cloze.models.build import load_causal_lm, load_masked_lm
-from cloze.models.detector import is_detector
 from cloze.models.encoder import position_offset
-from cloze.models.twins import is_decoder, is_encoder_decoder
-from cloze.training.state import replace_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,36 +114,3 @@ def _guess(tokenizer: Any, ids: list[int], blank: int, token: int, probability: 
         rf"(?<=\S){re.escape(tokenizer.mask_token)}", f" {tokenizer.mask_token}", tokenizer.decode(keep)
     )
     return Guess(probability, tokenizer.decode([token]).strip(), whole.strip())
-
-
-def auto_class(folder: Path) -> str:
-    """Name of the class of transformers that loads a model folder."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if is_detector(config):
-        return (
-            "AutoModelForPreTraining" if config.model_type == "electra" else "AutoModelForTokenClassification"
-        )
-    if is_encoder_decoder(config):
-        return "AutoModelForSeq2SeqLM"
-    return "AutoModelForCausalLM" if is_decoder(config) else "AutoModelForMaskedLM"
-
-
-def _copy(source: Path, to: Path) -> None:
-    shutil.copytree(source, to, dirs_exist_ok=True)
-
-
-def export_model(run: Path, to: Path) -> None:
-    """Copy the model of a run to a new folder.
-
-    Errors: no run, or a target that exists.
-    """
-    source = run / "model"
-    if not (source / "config.json").is_file():
-        raise ClozeError(f"{run} holds no run with a model")
-    if to.exists():
-        raise ClozeError(f"{to} exists already: choose another --to folder")
-    try:
-        replace_folder(to, lambda folder: _copy(source, folder))
-    except OSError as error:
-        first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        raise ClozeError(f"{to}: cannot be written ({first})") from error

@@ -145,6 +145,7 @@ def hard_or_random(data: str, budget: str, seeds: int) -> dict[str, Any]:
         parts, hard = trained("c-rts", data, budget, seed)
         found["c-rts"].append(measured(parts, hard))
         found["skew"].append(hard.log()["cluster_skew"])
+        del hard.corruption  # a module
         hard.corruption = Replace(mask=0.0, random=1.0)
         found["c-rts, random tokens"].append(measured(parts, hard))
         print({name: values[-1] for name, values in found.items()}, flush=True)

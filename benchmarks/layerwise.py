@@ -62,10 +62,10 @@ def main() -> None:
     parser.add_argument("--budget", default="300ktok", help="of the causal pretraining")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--train", type=int, default=600, help="sentences")
+    parser.add_argument("--train", type=int, default=2000, help="sentences")
     parser.add_argument("--test", type=int, default=200)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     result: dict[str, Any] = {}

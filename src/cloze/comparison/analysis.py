@@ -205,16 +205,19 @@ def verdict_of(
     first, seeds, unit = plan.arms[0], len(plan.seeds), UNITS[plan.metric]
     baseline = first.arm.name
     lines = [sentence(d.recipe, baseline, d.finding, d.estimate, unit, margin) for d in main]
+    others: dict[str, list[str]] = {}
     for other in (p for p in plan.arms if p.measures != first.measures):
-        name = other.arm.name
+        others.setdefault(other.measures, []).append(other.arm.name)
+    for measures, names in others.items():
+        whose = "its" if len(names) == 1 else "their"
         lines.append(
-            f"{name}: its held-out loss is of {other.measures}, that of {baseline} of {first.measures}: not "
-            "comparable."
+            f"{', '.join(names)}: {whose} held-out loss is of {measures}, that of {baseline} of "
+            f"{first.measures}: not comparable."
         )
-        for d in (d for d in common if d.recipe == name and d.finding != "missing"):
-            suite, metric = d.metric.partition("/")[0], d.metric.rpartition("/")[2]
-            said = sentence(name, baseline, d.finding, d.estimate, metric, None)
-            lines.append(f"{suite}, {said}")
+    apart = {name for names in others.values() for name in names}
+    for d in (d for d in common if d.recipe in apart and d.finding not in ("missing", "no interval")):
+        suite, metric = d.metric.partition("/")[0], d.metric.rpartition("/")[2]
+        lines.append(f"{suite}, {sentence(d.recipe, baseline, d.finding, d.estimate, metric, None)}")
     if seeds == 1:
         return [*lines, "One seed tells nothing of how much seeds differ: use --seeds 3 or more."]
     together = f" for all {len(main)} recipes together (Bonferroni)" if len(main) > 1 else ""

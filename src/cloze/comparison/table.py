@@ -51,7 +51,7 @@ def _row(mean: Mean, difference: Difference | None, of: str | None) -> str:
     own = "" if mean.mean is None else f"{mean.mean:.4f}"
     if mean.spread is not None:
         own += f" ±{mean.spread:.4f}"
-    cell, word = "" if of is None else f"of {of}", ""
+    cell, word = "" if of is None else _short(f"of {of}", 24), ""
     if difference is not None:
         estimate, word = difference.estimate, _WORDS.get(difference.finding, "")
         if estimate.value is not None:

@@ -31,4 +31,5 @@ def measured(run: Run) -> Measured:
         return Measured("replaced token", "accuracy", masks)
     if str(of).startswith("replaced or not"):
         return Measured("judgement", "AUC", f"replacements at {masks.removesuffix(' masks')} of the tokens")
-    return Measured(str(of).replace("tokens", "token"), "accuracy", "")
+    hidden = "fixed spans hidden" if of == "tokens of hidden spans" else ""
+    return Measured(str(of).replace("tokens", "token"), "accuracy", hidden)

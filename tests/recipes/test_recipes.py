@@ -213,7 +213,7 @@ def test_later_overrides_win_and_values_win_over_all() -> None:
         ("rate", r"^--set rate: write it as some\.field=value, for example"),
         ("=3", r"^--set =3: write it as"),
         (".rate=3", r"^--set \.rate=3: write it as"),
-        ("seed=[1", r"^--set seed=\[1: the value is not valid YAML"),
+        ("seed=[1", r"^--set seed=\[1: not valid YAML"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> None:

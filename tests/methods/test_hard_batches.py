@@ -18,6 +18,7 @@ from helpers import Sample, pack
 from cloze import ClozeError, Run
 from cloze.assembly import assemble, open_text
 from cloze.data.batch import Batch
+from cloze.data.writer import PARAGRAPH, SENTENCE, UNIT
 from cloze.recipes.load import load_recipe, shipped
 from cloze.training.loop import Diverged, Trainer
 from cloze.training.state import State
@@ -29,6 +30,14 @@ def sample(count: int, key: int, fixed: bool = False) -> Sample:
     return Sample(
         key, ids, tuple(i // 3 for i in range(count)), 0, frozenset(range(count)) if fixed else frozenset()
     )
+
+
+def with_sentences(batch: Batch) -> Batch:
+    """The batch with a sentence at every seventh token, a paragraph at every fourteenth."""
+    text = batch.index >= 0
+    flags = torch.where(text & (batch.index % 7 == 0), SENTENCE | UNIT, 0)
+    flags |= torch.where(text & (batch.index % 14 == 0), PARAGRAPH, 0)
+    return replace(batch, flags=flags.to(torch.uint8), documents=batch.keys.clone())
 
 
 def batches() -> dict[str, Batch]:
@@ -69,7 +78,7 @@ def assert_takes(trainer: Trainer, refused: set[str]) -> None:
     """A step on each batch, alone and after the ones before; some may be refused in a line."""
     for what, batch in batches().items():
         try:
-            loss = trainer.step([batch]).loss
+            loss = trainer.step([with_sentences(batch)]).loss
         except ClozeError as error:
             assert what in refused, error
             assert not isinstance(error, Diverged)

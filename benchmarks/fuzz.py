@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--only", choices=TARGETS, action="append", help="may be repeated")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     signal.signal(signal.SIGALRM, _ring)
     names = args.only or list(TARGETS)
     ends: Counter[str] = Counter()

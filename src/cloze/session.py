@@ -284,7 +284,8 @@ class Session:
         """Watches the loss, and knows the lines of metrics.jsonl that are there already."""
         shares = [phase.share for phase in self.recipe.training.phases]
         begins = (start for start, _ in stretches(shares, self.parts.method.stages))
-        spikes = Spikes([*points, *(round(start * self.state.steps) for start in begins)])
+        decided = points if self.recipe.masking.kind == "auto" else ()
+        spikes = Spikes([*decided, *(round(start * self.state.steps) for start in begins)])
         for line in self.metrics.lines("step"):
             spikes.see(line["step"], line["loss"])
         return spikes

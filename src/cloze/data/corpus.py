@@ -85,7 +85,7 @@ class Data(Config):
         text_field: name of the text column; guessed when there is only one.
         split_text: how .txt and .md files become documents.
         heldout: what is not trained on.
-        store: folder for the tokenised corpus; by default a cache in the user's home.
+        store: folder for the tokenised corpus; by default a cache in the user's home. Not taken from a file.
     """
 
     sources: tuple[Source, ...] = ()

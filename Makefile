@@ -3,7 +3,7 @@
 
 .POSIX:
 .NOTPARALLEL:
-.PHONY: demo test lint venv clean python
+.PHONY: demo test trust lint venv clean python
 
 PYTHON = python3.13 python3.12 python3.11 python3
 SAY = echo "cloze: installing into .venv: 1-3 minutes, about 1.5 GB (more if pip picks a CUDA build of torch)"
@@ -15,6 +15,12 @@ demo: python .venv/.demo-stamp
 
 test: python .venv/.test-stamp
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+
+# Everything of docs/reliability.md, an hour or two.
+trust: python .venv/.test-stamp
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "slow and not gpu" -n 2
+	@.venv/bin/python benchmarks/fuzz.py --cases 100000 --seed 0
+	@.venv/bin/python benchmarks/chaos.py --kills 25 --seed 0
 
 lint: python .venv/.dev-stamp
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/python -m mypy

@@ -71,6 +71,13 @@ CASES = {
     "meap": ("meap",),
     "gpt-bert": ("gpt-bert", "training.phases=[{share: 1.0, length: 64, rows: 16}]"),
     "clm-then-mlm": ("clm-then-mlm",),
+    "rts": ("rts",),
+    "c-rts": ("c-rts",),
+    "electra": ("electra",),
+    "mcl": ("mcl",),
+    "structural": ("structural",),
+    "enc-dec": ("enc-dec",),
+    "mosaicbert": ("mosaicbert",),
 }
 
 
@@ -188,14 +195,14 @@ def half_written(out: Path) -> str | None:
                 json.loads(file.read_text("utf-8"))
             except ValueError:
                 return f"{name} is no JSON"
-    model = out / "model" / "model.safetensors"
-    if (out / "model").exists():
-        try:
-            with safe_open(model, "pt") as file:
-                for key in file.keys():  # noqa: SIM118
-                    file.get_tensor(key)
-        except Exception as error:
-            return f"model/: {error}"
+    for name in ("model", "generator"):
+        if (out / name).exists():
+            try:
+                with safe_open(out / name / "model.safetensors", "pt") as file:
+                    for key in file.keys():  # noqa: SIM118
+                        file.get_tensor(key)
+            except Exception as error:
+                return f"{name}/: {error}"
     return None
 
 

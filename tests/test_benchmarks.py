@@ -6,7 +6,9 @@ import importlib
 import json
 import re
 import runpy
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +209,27 @@ def test_retrieval_asks_for_every_pair_once(benchmark: Any) -> None:
         first, second = (dict(zip(w[::2], w[1::2], strict=True)) for w in (words[:10], words[10:]))
         assert len(first) == 5 and first == second
     assert any(text.split()[:10] != text.split()[10:] for text in texts)
+
+
+@pytest.mark.parametrize(("target", "cases"), [("readers", 150), ("recipes", 40), ("overrides", 60)])
+def test_fuzz_finds_nothing(target: str, cases: int, benchmark: Any, tmp_path: Path) -> None:
+    fuzz = benchmark("fuzz")
+    ends = []
+    for number in range(cases):
+        end, problem = fuzz.attempt(target, number, 1, tmp_path)
+        assert problem is None, f"case {number}: {problem}"
+        ends.append(end)
+    assert {"taken", "refused"} == set(ends)
+
+
+def test_fuzz_sees_what_breaks(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzz = benchmark("fuzz")
+    broken = {"crash": lambda *_: 1 / 0, "hang": lambda *_: time.sleep(5)}
+    monkeypatch.setattr(fuzz, "TARGETS", broken)
+    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    before = signal.signal(signal.SIGALRM, fuzz._ring)
+    try:
+        assert "ZeroDivisionError" in fuzz.attempt("crash", 0, 0, tmp_path)[1]
+        assert "Hang" in fuzz.attempt("hang", 0, 0, tmp_path)[1]
+    finally:
+        signal.signal(signal.SIGALRM, before)

@@ -7,3 +7,6 @@ class ClozeError(Exception):
     The message is one line: what is wrong, where, and how to mend it. The command line prints it
     without a traceback and exits with code 2 (`--debug` shows the traceback).
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__(" ".join(str(message).splitlines()))

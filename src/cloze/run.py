@@ -34,7 +34,7 @@ class Run:
         kind = getattr(transformers, self.summary["model"]["class"], None) or getattr(
             families, self.summary["model"]["class"]
         )
-        return kind.from_pretrained(self.folder / "model", trust_remote_code=False)
+        return kind.from_pretrained(self.folder / "model", trust_remote_code=False, use_safetensors=True)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:

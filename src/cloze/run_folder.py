@@ -22,6 +22,7 @@ _FREE = (
     "about",
     "data.store",
     "training.budget",
+    "training.micro_tokens",
     "training.workers",
     "training.log_every",
     "training.checkpoint_every",

@@ -28,11 +28,13 @@ from transformers.utils import logging as hf_logging
 
 from cloze.assembly import assemble, open_text
 from cloze.data.corpus import Progress
+from cloze.data.tokenizers import save_tokenizer
 from cloze.diagnosis import online
 from cloze.errors import ClozeError
 from cloze.evaluation.heldout import HeldOutResult
 from cloze.evaluation.samples import samples
 from cloze.masking.fully_explored import FullyExplored
+from cloze.progress import stretches
 from cloze.recipes.load import dump
 from cloze.recipes.schema import Recipe
 from cloze.report.model_card import model_card
@@ -40,8 +42,10 @@ from cloze.run_folder import RunFolder
 from cloze.summary import summarise, unigram_loss
 from cloze.training.budget import Budget
 from cloze.training.loop import Diverged, StepResult, Trainer
+from cloze.training.memory import ran_out
 from cloze.training.precision import quick_products, resolve
 from cloze.training.signals import stop_requests
+from cloze.training.spikes import Spikes
 from cloze.training.state import State, replace_folder, restore_tensors, tensors_of, write_json
 from cloze.training.tracking import Listener, Metrics
 
@@ -94,6 +98,16 @@ class Session:
             where = getattr(error, "filename", None) or self.folder
             begun = "; what was saved is whole, go on with --resume" if self.checkpoints.steps() else ""
             raise ClozeError(f"{where}: {getattr(error, 'strerror', None) or error}{begun}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            settings = self.recipe.training
+            most = max(phase.rows * phase.length for phase in settings.phases)
+            now = f"{settings.micro_tokens or most:,}"
+            raise ClozeError(
+                f"out of memory at step {self.state.step}: lower training.micro_tokens, the tokens in one "
+                f"forward pass (now {now}), and go on with --resume; what was saved is whole"
+            ) from error
 
     # -- before the first step ------------------------------------------------------------------------
 
@@ -132,7 +146,9 @@ class Session:
                 state.heldout |= {f"{name}_initial": x for name, x in first.scores().items()}
             restore_tensors(tensors, parts.method, self.trainer.optimizers)
             parts.method.load_learned_state(state.learned)
+            micro = state.recipe["training"].get("micro_tokens")
             for what, before, now in (
+                ("micro_tokens", micro, settings.micro_tokens),
                 ("threads", state.threads, torch.get_num_threads()),
                 ("precision", state.precision or precision, precision),
             ):
@@ -203,6 +219,7 @@ class Session:
             for i in range(1, self.recipe.evaluation.times + 1)
         }
         points = online.points(state.steps) if self.recipe.evaluation.variance else set()
+        self.spikes = self._spikes(points)
         stops = sorted({*(p for p in points if p > state.step), state.steps})
         mark = time.perf_counter()
         try:
@@ -261,6 +278,29 @@ class Session:
             tokens_per_second=window["tokens"] / max(window["seconds"], 1e-9),
             **self.parts.method.log(),
         )
+        self._look_for_spike(window["loss"] / max(1.0, window["predicted"]), last.learning_rate)
+
+    def _spikes(self, points: set[int]) -> Spikes:
+        """Watches the loss, and knows the lines of metrics.jsonl that are there already."""
+        shares = [phase.share for phase in self.recipe.training.phases]
+        begins = (start for start, _ in stretches(shares, self.parts.method.stages))
+        decided = points if self.recipe.masking.kind == "auto" else ()
+        spikes = Spikes([*decided, *(round(start * self.state.steps) for start in begins)])
+        for line in self.metrics.lines("step"):
+            spikes.see(line["step"], line["loss"])
+        return spikes
+
+    def _look_for_spike(self, loss: float, rate: float) -> None:
+        usual = self.spikes.see(self.state.step, float(f"{loss:.6g}"))  # as it is in metrics.jsonl
+        if usual is not None:
+            message = (
+                f"the loss jumped to {loss:.4g} from about {usual:.4g}: if it does not fall again, go back "
+                "to a checkpoint or start anew with a lower training.optimizer.learning_rate "
+                f"(now {rate:.3g}) or training.clip (now {self.recipe.training.clip:g})"
+            )
+            if not self.listeners:  # which say what is noted
+                log.warning("step %d: %s", self.state.step, message)
+            self.metrics.record("note", self.state.step, message=message)
 
     def _measure(self) -> HeldOutResult:
         return self.parts.held_out.evaluate(self.parts.method.main, self.trainer.autocast())
@@ -336,14 +376,14 @@ class Session:
     def _export_companion(self, model: PreTrainedModel, folder: Path) -> None:
         hf_logging.disable_progress_bar()
         model.save_pretrained(folder)
-        self.parts.corpus.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.parts.corpus.tokenizer, folder)
 
     def _export(self, folder: Path) -> None:
         hf_logging.disable_progress_bar()
         self.parts.method.export().save_pretrained(folder)
         tokenizer = self.parts.corpus.tokenizer
         tokenizer.model_max_length = min(self.parts.encoder.longest(), 10**9)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         (folder / "README.md").write_text(model_card(self.recipe, self._summary()), encoding="utf-8")
 
     def _finish(self) -> dict[str, Any]:

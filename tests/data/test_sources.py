@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from cloze.data import files
 from cloze.data.files import TextSplit
 from cloze.data.sources import Document, Source, fingerprint, read
 from cloze.errors import ClozeError
@@ -273,3 +275,112 @@ def test_a_named_column_does_not_concern_plain_text(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", '{"text": "no", "body": "yes"}\n')
     write(tmp_path / "b.md", "plain")
     assert [d.text for d in read(Source(path=str(tmp_path)), text_field="body")] == ["yes", "plain"]
+
+
+# -- hostile text -----------------------------------------------------------------------------------------
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Most bytes that Python held while it worked."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.csv.gz", "a.json.gz"])
+def test_an_archive_that_unpacks_to_more_than_memory(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LONGEST", 1 << 20)
+    path = tmp_path / name
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(60):
+            file.write(b"a" * (1 << 20))
+    assert path.stat().st_size < 1 << 20
+    said = []
+    assert peak(lambda: said.append(complaint(lambda: texts(path)))) < 8 << 20
+    assert f"{name}: line 1 has more than 1,048,576 bytes" in said[0]
+
+
+@pytest.mark.parametrize("split", ["paragraphs", "file"])
+def test_text_without_an_end_comes_in_pieces(
+    tmp_path: Path, split: TextSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LONGEST", 1 << 18)
+    path = tmp_path / "a.txt.gz"
+    line = "the river and the stone\n"
+    with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as file:
+        for _ in range(200_000):
+            file.write(line)
+    found = []
+
+    def read_all() -> None:
+        for document in read(Source(path=str(path)), split):
+            found.append(len(document.text))
+
+    assert peak(read_all) < 8 << 20
+    assert 200_000 * len(line) - len(found) <= sum(found) <= 200_000 * len(line)
+    assert max(found) <= 1 << 18
+
+
+def test_an_array_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.json", "[\n" + ",\n".join(['{"text": "a"}'] * 1000) + "]")
+    assert len(texts(path)) == 1000
+    monkeypatch.setattr(files, "WHOLE", 5000)
+    assert "write an object a line (.jsonl)" in complaint(lambda: texts(path))
+
+
+def test_a_file_that_vanishes_while_another_is_read(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        write(tmp_path / name, "one\n\ntwo")
+    stream = read(Source(path=str(tmp_path)))
+    assert next(stream).text == "one"
+    (tmp_path / "b.txt").unlink()
+    said = complaint(lambda: list(stream))
+    assert "b.txt: cannot be read after line 0" in said
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/a.txt", "a" * 300 + ".txt", "a\0b.txt"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    assert "no file can have this name" in complaint(lambda: Source.parse(name))
+
+
+def test_half_characters_are_replaced_in_every_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "a\\ud800b", "m\\udfff": "c\\ud83d", "n": 1}\n')
+    assert documents(path) == [Document("a\ufffdb", {"m\ufffd": "c\ufffd", "n": 1})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", "[" * 100_000), ("a.json", "[" * 100_000), ("b.json", "{\n" + '"a":{' * 100_000)],
+)
+def test_nesting_without_end(tmp_path: Path, name: str, content: str) -> None:
+    assert "JSON" in complaint(lambda: texts(write(tmp_path / name, content)))
+
+
+def test_encodings_that_change_within_a_file(tmp_path: Path) -> None:
+    mixed = "naïve\n".encode() + "naïve\n".encode("latin-1")
+    assert "line 2 is not UTF-8 (byte 0xef)" in complaint(lambda: texts(write(tmp_path / "a.txt", mixed)))
+    for encoding in ("utf-16", "utf-32"):
+        path = write(tmp_path / f"{encoding}.txt", "text".encode(encoding))
+        assert "not UTF-8" in complaint(lambda path=path: texts(path))
+
+
+@pytest.mark.slow
+def test_one_line_of_100_mb(tmp_path: Path) -> None:
+    line = "the river " * 10_000_000
+    assert [len(text) for text in texts(write(tmp_path / "a.txt", line))] == [len(line)]
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": line}) + "\n")
+    assert [len(text) for text in texts(path)] == [len(line)]
+
+
+@pytest.mark.slow
+def test_a_million_empty_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ""}\n' * 1_000_000 + '{"text": "river"}\n', encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert peak(lambda: texts(path)) < 8 << 20
+    assert "1,000,000 records left out" in caplog.text

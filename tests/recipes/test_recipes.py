@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -213,7 +215,7 @@ def test_later_overrides_win_and_values_win_over_all() -> None:
         ("rate", r"^--set rate: write it as some\.field=value, for example"),
         ("=3", r"^--set =3: write it as"),
         (".rate=3", r"^--set \.rate=3: write it as"),
-        ("seed=[1", r"^--set seed=\[1: the value is not valid YAML"),
+        ("seed=[1", r"^--set seed=\[1: not valid YAML"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> None:
@@ -372,3 +374,68 @@ def test_a_recipe_cannot_choose_a_folder_by_its_name(name: str) -> None:
 def test_a_pretrained_model_keeps_its_tokenizer() -> None:
     with pytest.raises(ClozeError, match=r"tokenizer\.kind=load"):
         load_recipe("mlm", ["model={kind: pretrained, path: x}"])
+
+
+# -- hostile files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 5000, "nested too deeply"),
+        ("extends: mlm\nabout: " + "[" * 60 + "]" * 60, "nested too deeply"),
+        ("extends: mlm\nabout: 2001-99-99\n", "not valid YAML: month"),
+        ("extends: mlm\nabout: !!python/object/apply:os.system [id]\n", "not valid YAML in line 2"),
+        ("extends: mlm\nabout: \0\n", "not valid YAML"),
+        ("a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+            f"{n}: &{n} [{', '.join([f'*{m}'] * 8)}]\n" for m, n in pairwise("abcdefghij")
+        ), "too many values"),
+        ("a: &a [*a]\n", "nested too deeply"),
+        ("about: " + "x" * 1_100_000, "characters are no recipe"),
+        ("1: 2\n", "recipe|field|keys"),
+    ],
+    ids=["open", "deep", "date", "object", "nul", "aliases", "circle", "large", "number"],
+)  # fmt: skip
+def test_a_file_of_a_stranger(text: str, message: str, write: Callable[..., str]) -> None:
+    with pytest.raises(ClozeError, match=message) as error:
+        load_recipe(write(text))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["[a]", "{a: b}", "null", "[[uniform]]"])
+def test_a_kind_that_is_no_word(value: str) -> None:
+    with pytest.raises(ClozeError, match="masking"):
+        load_recipe("mlm", [f"masking.kind={value}"])
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
+def test_numbers_that_are_none(value: str) -> None:
+    with pytest.raises(ClozeError, match=r"training\.clip.*finite"):
+        load_recipe("mlm", [f"training.clip={value}"])
+
+
+def test_a_file_does_not_choose_where_the_store_is_written(
+    write: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(f"extends: mlm\ndata: {{store: {tmp_path / 'elsewhere'}, split_text: lines}}\n")
+    with caplog.at_level(logging.WARNING, "cloze"):
+        recipe = load_recipe(path)
+    assert recipe.data.store is None
+    assert recipe.data.split_text == "lines"
+    assert "data.store is left out" in caplog.text
+    assert load_recipe(path, [f"data.store={tmp_path}"]).data.store == str(tmp_path)  # who runs it may
+
+
+def test_a_run_writes_into_its_folder_and_the_cache_alone(
+    write: Callable[..., str], train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, run = tmp_path / "home", tmp_path / "run"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("CLOZE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(home)
+    path = write(f"extends: mlm\ndata: {{store: {home / 'store'}}}\nabout: ../../{home}\nname: x\n")
+    before = {p for p in tmp_path.rglob("*") if not p.is_relative_to(run)}
+    train(run, recipe=path)
+    after = {p for p in tmp_path.rglob("*") if not p.is_relative_to(run)}
+    assert {p.relative_to(tmp_path).parts[0] for p in after - before} == {"cache"}

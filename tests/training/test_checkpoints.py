@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cloze.errors import ClozeError
+from cloze.training import state
 from cloze.training.optimisers import OptimizerChoice, build_optimizers
 from cloze.training.state import Checkpoints, State, replace_folder, restore_tensors, tensors_of, write_json
 
@@ -240,6 +242,63 @@ def test_write_json_replaces_whole(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(path, {"bad": object()})
     assert json.loads(path.read_text("utf-8")) == {"é": [1, 2.5, None]}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_only_good_one_is_never_deleted(seed: int, tmp_path: Path) -> None:
+    """Saves, failed saves, kills and damage in any order: the newest good one is always found."""
+    dice = random.Random(seed)
+    checkpoints = Checkpoints(tmp_path, keep=dice.choice((1, 2, 3)))
+    good: list[int] = []
+    for step in range(1, 25):
+        what = dice.choice(("save", "save", "fail", "kill", "damage"))
+        if what == "save":
+            checkpoints.save(State(step=step), {"x": torch.full((1000,), float(step))}, export)
+            good.append(step)
+        elif what == "fail":
+            with pytest.raises(OSError, match="full"):
+                checkpoints.save(State(step=step), {"x": torch.zeros(9)}, _full)
+        elif what == "kill":
+            (tmp_path / f".step-{step:08d}.tmp").mkdir()
+        elif len(set(good) & set(checkpoints.steps())) > 1:
+            damage(checkpoints.path(good.pop()) / "training.safetensors", dice.choice(("empty", "missing")))
+        if good:
+            assert step_of(checkpoints)[0] == good[-1]
+
+
+def _full(folder: Path) -> None:
+    (folder / "half").write_bytes(b"x")
+    raise OSError(28, "the disk is full")
+
+
+class _Touch:
+    """What a pickle can do when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_no_checkpoint_even_with_the_right_digest(saved: Checkpoints, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    file = saved.path(30) / "training.safetensors"
+    for name in ("training.pt", "pytorch_model.bin", "optimizer.pt"):  # beside it: nobody looks
+        torch.save(_Touch(trap), saved.path(30) / name)
+    assert step_of(saved) == (30, [])
+    torch.save(_Touch(trap), file)
+    content = json.loads((saved.path(30) / "state.json").read_text())
+    digest = content.pop("digest")
+    content["files"]["training.safetensors"] = state._digest(file)
+    assert digest != state._digest_of(content)
+    (saved.path(30) / "state.json").write_text(json.dumps(content | {"digest": state._digest_of(content)}))
+    step, notes = step_of(saved)
+    assert (step, len(notes)) == (20, 1)
+    assert "training.safetensors" in notes[0]
+    assert not trap.exists()
+    torch.load(saved.path(30) / "training.pt", weights_only=False)  # the trap works
+    assert trap.exists()
 
 
 def test_a_kill_between_two_renames_loses_nothing(saved: Checkpoints) -> None:

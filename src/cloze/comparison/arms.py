@@ -15,6 +15,7 @@ import yaml
 
 from cloze.errors import ClozeError
 from cloze.recipes.load import difference, validate
+from cloze.recipes.plain import parse
 from cloze.recipes.schema import Recipe
 from cloze.run import resolve
 
@@ -61,10 +62,7 @@ class Sweep:
             raise ClozeError(
                 f"--sweep {text}: {path} must be the same in all runs of a comparison; use --set for all"
             )
-        try:
-            parsed = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as error:
-            raise ClozeError(f"--sweep {text}: the values are not valid YAML with commas between") from error
+        parsed = parse(f"[{values}]", f"--sweep {text}: values with commas between")
         if len({json.dumps(v) for v in parsed}) < len(parsed):
             raise ClozeError(f"--sweep {text}: a value is there twice")
         return cls(path, tuple(parsed))

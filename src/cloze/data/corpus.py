@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, ValidationError, field_validator
 from transformers import PreTrainedTokenizerFast
 
-from cloze.config import Config
+from cloze.config import Config, PathText
 from cloze.data.files import TextSplit, find, looks_local
 from cloze.data.heldout import HeldOut
 from cloze.data.loader import Loader, special_tokens
@@ -35,7 +35,13 @@ from cloze.data.sections import section_hash, split_sections
 from cloze.data.sources import Source, fingerprint, read
 from cloze.data.store import INDEX, Store
 from cloze.data.tokenizer_training import train_tokenizer
-from cloze.data.tokenizers import TokenizerReport, check_tokenizer, identity, load_tokenizer
+from cloze.data.tokenizers import (
+    TokenizerReport,
+    check_tokenizer,
+    identity,
+    load_tokenizer,
+    save_tokenizer,
+)
 from cloze.data.vocabulary_extension import count_words, extend_tokenizer, mix
 from cloze.errors import ClozeError
 
@@ -61,7 +67,7 @@ class LoadTokenizer(Config):
     """A tokenizer folder or hub id; without a path, the one in the model's folder."""
 
     kind: Literal["load"] = "load"
-    path: str | None = None
+    path: PathText | None = None
     add_mask_token: bool = False
     extend: int = Field(
         0, ge=0, description="so many new tokens, learnt from the training text (docs/adapt.md)"
@@ -79,14 +85,14 @@ class Data(Config):
         text_field: name of the text column; guessed when there is only one.
         split_text: how .txt and .md files become documents.
         heldout: what is not trained on.
-        store: folder for the tokenised corpus; by default a cache in the user's home.
+        store: folder for the tokenised corpus; by default a cache in the user's home. Not taken from a file.
     """
 
     sources: tuple[Source, ...] = ()
     text_field: str | None = None
     split_text: TextSplit = "paragraphs"
     heldout: HeldOut = HeldOut()
-    store: str | None = None
+    store: PathText | None = None
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -249,7 +255,7 @@ def _tokenizer(
             chain([first], texts), choice.algorithm, choice.vocabulary, choice.lowercase
         )
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     return load_tokenizer(folder)

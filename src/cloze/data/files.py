@@ -14,8 +14,9 @@ import json
 import logging
 import os
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,11 @@ Row = dict[str, object]
 TextSplit = Literal["paragraphs", "lines", "file"]
 
 ENDINGS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_COMPRESSED = (".gz", ".zst")
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+LONGEST = (
+    1 << 28
+)  # bytes of a line or of a text file's document: unpacked, a small archive may be of any size
+WHOLE = 1 << 30  # characters of a .json file that is one array
 _ACCEPTED = f"{', '.join(ENDINGS)}, also as .gz or .zst"
 _GLOB = re.compile(r"[*?\[]")
 _BOM = b"\xef\xbb\xbf"
@@ -38,7 +43,7 @@ _log = logging.getLogger(__name__)
 def ending(path: Path) -> str | None:
     """The format of a file by its name, ".jsonl" for "a.jsonl.gz"; None if it is not one of `ENDINGS`."""
     name = path.name.lower()
-    packed = name.endswith(_COMPRESSED)
+    packed = name.endswith(tuple(_COMPRESSED))
     suffix = Path(name.rsplit(".", 1)[0] if packed else name).suffix
     return suffix if suffix in ENDINGS and not (packed and suffix == ".parquet") else None
 
@@ -50,16 +55,16 @@ def is_saved_dataset(path: Path) -> bool:
 
 def looks_local(path: str) -> bool:
     """Whether a path means local files, existing or not, rather than a hub dataset "organisation/name"."""
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     if (
         path == BOOKS
-        or place.exists()
+        or os.path.exists(place)
         or _GLOB.search(path)
         or ending(place)
         or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)
     ):
         return True
-    return path.startswith(".") or place.parent.is_dir()
+    return path.startswith(".") or os.path.isdir(place.parent)
 
 
 def find(path: str) -> list[Path]:
@@ -126,11 +131,18 @@ def _nearest(place: Path) -> str:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """Lines of an UTF-8 file, unpacked, each with its line end as "\\n"."""
-    number = 0
+    """Lines of an UTF-8 file, unpacked as they are read, each with its line end as "\\n".
+
+    Errors: a line of more than `LONGEST` bytes, so that memory stays flat whatever an archive holds.
+    """
+    number, packed = 0, _COMPRESSED.get(path.suffix.lower())
     try:
-        with io.BufferedReader(pa.input_stream(str(path), compression="detect"), 1 << 20) as file:
-            for number, line in enumerate(file, start=1):
+        with io.BufferedReader(pa.input_stream(str(path), compression=packed), 1 << 20) as file:
+            for number, line in enumerate(iter(partial(file.readline, LONGEST + 1), b""), start=1):
+                if len(line) > LONGEST:
+                    raise ClozeError(
+                        f"{path}: line {number} has more than {LONGEST:,} bytes; is it text? Cut it in lines"
+                    )
                 if number == 1:
                     line = line.removeprefix(_BOM)
                 if b"\0" in line:
@@ -149,25 +161,33 @@ def text_lines(path: Path) -> Iterator[str]:
 def _texts(path: Path, text_split: TextSplit) -> Iterator[str]:
     lines = text_lines(path)
     if text_split == "file":
-        yield "".join(lines)
+        yield from _pieces(lines)
     elif text_split == "lines":
         yield from (line.rstrip("\n") for line in lines if not line.isspace())
     else:
-        paragraph: list[str] = []
-        for line in lines:
-            if not line.isspace():
-                paragraph.append(line)
-            elif paragraph:
-                yield "".join(paragraph).rstrip("\n")
-                paragraph = []
-        if paragraph:
-            yield "".join(paragraph).rstrip("\n")
+        for blank, group in groupby(lines, str.isspace):
+            if not blank:
+                yield from (text.rstrip("\n") for text in _pieces(group))
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    """The lines joined; a text of more than `LONGEST` characters comes in several."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) > LONGEST:
+            yield "".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if piece:
+        yield "".join(piece)
 
 
 def _record(path: Path, number: int, line: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ClozeError(f"{path}: line {number} is not JSON ({error}); mend or delete the line") from None
     if not isinstance(row, dict):
         raise ClozeError(f'{path}: line {number} is not a JSON object such as {{"text": "..."}}')
@@ -185,14 +205,21 @@ def _json(path: Path) -> Iterator[Row]:
     first = next((line for line in text_lines(path) if not line.isspace()), "")
     try:
         by_line = isinstance(json.loads(first), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         by_line = False
     if by_line:
         yield from _jsonl(path)
         return
+    parts: list[str] = []
+    size = 0
+    for line in text_lines(path):
+        parts.append(line)
+        size += len(line)
+        if size > WHOLE:
+            raise ClozeError(f"{path}: more than {WHOLE:,} characters; write an object a line (.jsonl)")
     try:
-        content = json.loads("".join(text_lines(path)))
-    except ValueError as error:
+        content = json.loads("".join(parts))
+    except (ValueError, RecursionError) as error:
         raise ClozeError(f"{path}: is not JSON ({error})") from None
     for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
         if not isinstance(row, dict):
@@ -201,7 +228,7 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST)
     reader = csv.reader(text_lines(path), strict=True)
     try:
         header = next(reader, [])

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from cloze.data.sections import split_records
 from cloze.data.sources import Document
 from cloze.data.store import FORMAT, INDEX, PARTIAL, Store
-from cloze.data.tokenizers import ids_of
+from cloze.data.tokenizers import ids_of, save_tokenizer
 from cloze.data.workers import PARALLELISM, one_line_errors, run_pool
 from cloze.data.writer import PartCounts, PartWriter, Record, read_counts
 from cloze.errors import ClozeError
@@ -64,7 +64,7 @@ def prepare(
         return found
     try:
         _claim(out, key)
-        tokenizer.save_pretrained(out / "tokenizer")
+        save_tokenizer(tokenizer, out / "tokenizer")
     except OSError as error:
         raise ClozeError(f"{out}: cannot be written ({error}); give another folder") from None
     dtype: type[np.unsignedinteger] = np.uint16 if ids_of(tokenizer) <= 2**16 else np.uint32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cloze.config import PathText
 from cloze.data.embedded import BOOKS
 from cloze.data.files import Row, TextSplit, ending, find, is_saved_dataset, looks_local, rows
 from cloze.data.hub import offline
@@ -54,7 +56,7 @@ class Source(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     name: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     config: str | None = None
@@ -70,10 +72,10 @@ class Source(BaseModel):
         """
         values: dict[str, Any] = {"path": text}
         weighted = _WEIGHTED.fullmatch(text)
-        if weighted and not Path(text).expanduser().exists():
+        if weighted and not _exists(text):
             values = dict(zip(("name", "weight", "path"), weighted.groups(), strict=True))
         path, _, config = values["path"].rpartition(":")
-        if path and values["path"] != BOOKS and not looks_local(path) and not _exists(values["path"]):
+        if path and values["path"] != BOOKS and not _exists(values["path"]) and not looks_local(path):
             values |= {"path": path, "config": config}
         try:
             return cls(**values)
@@ -86,7 +88,7 @@ class Source(BaseModel):
 
 
 def _exists(path: str) -> bool:
-    return Path(path).expanduser().exists()
+    return os.path.exists(os.path.expanduser(path))  # which no text is an error for
 
 
 def read(
@@ -260,10 +262,14 @@ def _is_words(value: object) -> bool:
 def _clean(text: str) -> str:
     if "\r" in text:
         text = text.replace("\r\n", "\n")
+    return _whole(text)
+
+
+def _whole(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no tokenizer takes
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
@@ -273,7 +279,9 @@ def _meta(row: Row, field: str) -> dict[str, str | int | float]:
         if name == field:
             continue
         if isinstance(value, date):
-            meta[name] = value.isoformat()
-        elif isinstance(value, int | float) or (isinstance(value, str) and len(value) < _META_CHARS):
-            meta[name] = value
+            meta[_whole(name)] = value.isoformat()
+        elif isinstance(value, int | float):
+            meta[_whole(name)] = value
+        elif isinstance(value, str) and len(value) < _META_CHARS:
+            meta[_whole(name)] = _whole(value)
     return meta

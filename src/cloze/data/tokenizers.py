@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cloze.data.hub import offline
 from cloze.data.units import UnitRule, unit_starts
@@ -55,6 +55,16 @@ def load_tokenizer(
     if add_mask_token and tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files. Errors: OSError, also for a full disk that Rust tells of by an Exception."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(f"{error}") from error
 
 
 def identity(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from cloze.data.sections import split_paragraphs
-from cloze.data.tokenizers import ids_of, load_tokenizer
+from cloze.data.tokenizers import ids_of, load_tokenizer, save_tokenizer
 from cloze.errors import ClozeError
 
 MIN_COUNT = 5
@@ -95,7 +95,7 @@ def extend_tokenizer(
             "give more text"
         )
     _enter(model, new, {token["id"]: token["content"] for token in tree["added_tokens"]}, first)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     (folder / "tokenizer.json").write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
     extended = load_tokenizer(folder)
     ids = list(range(first, first + len(new)))

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from cloze.config import Config
+from cloze.config import Config, PathText
 from cloze.data.hub import offline
 from cloze.data.tokenizers import ids_of, load_tokenizer
 from cloze.data.vocabulary_extension import pieces_of_new
@@ -74,7 +74,7 @@ class PretrainedModelChoice(Config):
     """
 
     kind: Literal["pretrained"] = "pretrained"
-    path: str
+    path: PathText
 
 
 ModelChoice = Annotated[NewModel | PretrainedModelChoice, Field(discriminator="kind")]
@@ -323,6 +323,7 @@ def _load(kind: Callable[[Any], Any], path: str, what: str) -> tuple[PreTrainedM
             output_loading_info=True,
             local_files_only=local,
             trust_remote_code=False,
+            use_safetensors=True,  # never a pickle
         )
     except ClozeError:
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
@@ -13,7 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cloze.errors import ClozeError
+from cloze.recipes.plain import DEPTH, parse
 from cloze.recipes.schema import Recipe
+
+log = logging.getLogger("cloze")
 
 
 def shipped() -> list[str]:
@@ -36,25 +41,20 @@ def recipe_text(name: str) -> str:
     if name in shipped():
         return files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     path = Path(name)
-    if not path.is_file() and path.suffix not in (".yaml", ".yml"):
+    if not os.path.isfile(path) and path.suffix not in (".yaml", ".yml"):
         near = get_close_matches(name, shipped(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(shipped())}"
         raise ClozeError(f"no recipe {name!r}: {hint} (or give the path of a .yaml file)")
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ClozeError(f"{name}: cannot be read as a recipe: {error}") from error
 
 
 def _tree(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if name in seen:
         raise ClozeError(f"recipe {seen[0]!r} extends itself: {' -> '.join((*seen, name))}")
-    try:
-        tree = yaml.safe_load(recipe_text(name))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ClozeError(f"{name}: not valid YAML{where}: {getattr(error, 'problem', error)}") from error
+    tree = parse(recipe_text(name), name)
     if not isinstance(tree, dict):
         raise ClozeError(f"{name}: a recipe is a mapping of names to values; this file is not")
     base = tree.pop("extends", None)
@@ -63,9 +63,20 @@ def _tree(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ClozeError(f"{name}: extends must be the name or path of a recipe, not {base!r}")
     beside = Path(name).parent / base  # a path is meant from the file that names it
-    below = _tree(str(beside) if base not in shipped() and beside.is_file() else base, (*seen, name))
+    below = _tree(str(beside) if base not in shipped() and os.path.isfile(beside) else base, (*seen, name))
     below.pop("name", None)  # another recipe, another name and folder
     return merge(below, tree)
+
+
+def _without_store(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """A recipe's file may come from anywhere, so it writes into the folder of its run and the cache alone."""
+    data = tree.get("data")
+    if not isinstance(data, dict) or data.get("store") is None:
+        return tree
+    log.warning(
+        "%s: its data.store is left out, a file does not choose where is written: --set data.store=…", name
+    )
+    return {**tree, "data": {key: value for key, value in data.items() if key != "store"}}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,12 +102,9 @@ def override(tree: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
 def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
     path, sign, value = text.partition("=")
     keys = path.strip().split(".")
-    if not sign or not all(keys):
+    if not sign or not all(keys) or len(keys) > DEPTH:
         raise ClozeError(f"--set {text}: write it as some.field=value, for example masking.rate=0.3")
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ClozeError(f"--set {text}: the value is not valid YAML") from error
+    kind = parsed = parse(value, f"--set {text[:200]}")
     for key in reversed(keys):
         parsed = {key: parsed}
     below: Any = tree
@@ -105,13 +113,13 @@ def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
     if (
         keys[-1] == "kind"
         and isinstance(below, dict)
-        and below.get("kind") not in (None, yaml.safe_load(value))
+        and isinstance(kind, str)
+        and below.get("kind") not in (None, kind)
     ):
-        kind = yaml.safe_load(value)
         # Every masking has a rate; that of none is 0, and that of rest is its own.
-        fixed = {"none", "rest"} & {kind, below["kind"]}
+        fixed = any(x in ("none", "rest") for x in (kind, below["kind"]))
         keep = {k: v for k, v in below.items() if k == "rate" and not fixed}
-        parsed_leaf = keep | {"kind": kind}
+        parsed_leaf: Any = keep | {"kind": kind}
         for key in reversed(keys[:-1]):
             parsed_leaf = {key: parsed_leaf}
         return merge(tree, parsed_leaf)
@@ -128,7 +136,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
 
     Errors: one line that names the field, what is wrong and what is allowed.
     """
-    tree = merge(override(_tree(name), overrides), values or {})
+    tree = merge(override(_without_store(_tree(name), name), overrides), values or {})
     tree.setdefault("name", Path(name).stem)
     return validate(tree, name)
 

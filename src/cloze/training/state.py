@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -211,7 +212,10 @@ class Checkpoints:
                 del content["files"], content["digest"]
                 if content.keys() != {f.name for f in fields(State)}:
                     raise ClozeError(f"{folder}: was saved by another version of cloze; go on with that one")
-                return State(**content), load_file(folder / "training.safetensors")
+                try:
+                    return State(**content), load_file(folder / "training.safetensors")
+                except SafetensorError as error:  # with a digest that fits, so it was written like this
+                    problem = f"training.safetensors: {error}"
             note(f"checkpoint {self.path(step).name} is damaged ({problem}): going back to the one before")
         if steps:
             raise ClozeError(

@@ -42,6 +42,11 @@ class Metrics:
         """Bytes written so far."""
         return self.path.stat().st_size
 
+    def lines(self, kind: str) -> list[dict[str, Any]]:
+        """The records of a kind that are in the file."""
+        found = map(json.loads, self.path.read_text(encoding="utf-8").splitlines()) if self._main else ()
+        return [line for line in found if line["kind"] == kind]
+
     def record(self, kind: str, step: int, **values: Any) -> None:
         """Write one record."""
         if not self._main:

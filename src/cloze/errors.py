@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see."""
+"""The exceptions that users are meant to see."""
 
 
 class ClozeError(Exception):
@@ -7,3 +7,7 @@ class ClozeError(Exception):
     The message is one line: what is wrong, where, and how to mend it. The command line prints it
     without a traceback and exits with code 2 (`--debug` shows the traceback).
     """
+
+
+class SharedError(ClozeError):
+    """One that ends all processes of a run at once, so that the main one alone has to show it."""

@@ -46,6 +46,14 @@ def lost_another(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed" in str(error)
 
 
+def on_cpu() -> bool:
+    """Whether runs are on the CPU: accelerate has to be told, or it does not join processes there.
+
+    So they are on a Mac too: masks and sums need float64, which MPS has not.
+    """
+    return torch.backends.mps.is_available() or not torch.accelerator.is_available()
+
+
 class Processes:
     """The processes of a run, joined.
 
@@ -55,10 +63,12 @@ class Processes:
 
     def __init__(self) -> None:
         if launched() > 1:
-            PartialState(cpu=torch.backends.mps.is_available())
+            PartialState(cpu=on_cpu())
         joined = dist.is_available() and dist.is_initialized()
         self.number = dist.get_world_size() if joined else 1
         self.index = dist.get_rank() if joined else 0
+        if self.number != launched():
+            raise ClozeError(f"{launched()} processes were started, and {self.number} could be joined")
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE) if self.number > 1 else None
 
     @property

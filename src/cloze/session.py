@@ -34,7 +34,7 @@ from cloze.errors import ClozeError, SharedError
 from cloze.evaluation.heldout import HeldOutResult
 from cloze.evaluation.samples import samples
 from cloze.masking.fully_explored import FullyExplored
-from cloze.processes import Processes, lost_another
+from cloze.processes import Processes, lost_another, on_cpu
 from cloze.recipes.load import dump
 from cloze.recipes.schema import Recipe
 from cloze.report.model_card import model_card
@@ -107,7 +107,8 @@ class Session:
 
     def _open(self, resume: bool, force: bool) -> tuple[State, dict[str, Tensor], bool]:
         """What to go on from, and whether there is nothing left to do."""
-        state, tensors, finished = State(), {}, False
+        state, finished = State(), False
+        tensors: dict[str, Tensor] = {}
         with self.processes.together():
             if self.processes.is_main:
                 state, tensors = self.place.open(resume, force)
@@ -133,7 +134,7 @@ class Session:
                 if find_spec(tracker) is None:
                     raise ClozeError(f"training.trackers: {tracker} is not installed: pip install {tracker}")
         accelerator = self.accelerator = Accelerator(
-            cpu=torch.backends.mps.is_available(),  # masks and sums need float64, which MPS has not
+            cpu=on_cpu(),
             log_with=list(settings.trackers) or None,
             project_dir=str(self.folder),
         )

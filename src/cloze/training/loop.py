@@ -4,10 +4,10 @@ One step: draw the rows of this process, mask them, add up every term's weight o
 processes, run forward and backward with each term divided once by that global weight, clip, update.
 So accumulation and data parallelism change nothing but rounding.
 
-Gradients of several processes are averaged by DDP. Which parameters a step needs is not fixed: a replaced-token
-detector leaves the vocabulary head alone, a stage leaves a whole method out, and in a mixture one process may
-have rows of a method that the others have none of. So DDP looks for unused parameters in every step, and a
-parameter that no process has used keeps no gradient, as with one process.
+Gradients of several processes are averaged by DDP. Which parameters a step needs is not fixed: a detector of
+replaced tokens leaves the vocabulary head alone, a stage leaves a whole method out, and in a mixture one
+process may have rows of a method that the others have none of. So DDP looks for unused parameters in every
+step, and a parameter that no process has used keeps no gradient, as with one process.
 """
 
 from __future__ import annotations

@@ -554,6 +554,7 @@ def main() -> None:
     if not debug:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         code = app(arguments or ["--help"], prog_name="cloze", standalone_mode=False)
     except ClozeError as error:

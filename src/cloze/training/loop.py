@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cloze.data.batch import Batch
 from cloze.data.loader import Loader, stream
@@ -116,11 +116,13 @@ class Trainer:
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.wrapped = torch.compile(self.wrapped, dynamic=False)  # type: ignore[assignment]
         if accelerator.num_processes > 1:
-            # What learns by itself stays in step by its own sums (`observe`), not by copies of buffers.
-            accelerator.ddp_handler = DistributedDataParallelKwargs(
-                find_unused_parameters=True, broadcast_buffers=False
+            self.wrapped = DistributedDataParallel(
+                self.wrapped,
+                device_ids=[accelerator.device] if accelerator.device.type == "cuda" else None,
+                find_unused_parameters=True,
+                # What learns by itself stays in step by its own sums (`observe`), not by copies of buffers.
+                forward_sync_buffers=False,
             )
-            self.wrapped = accelerator.prepare(self.wrapped)
         self.autocast = autocast(accelerator.device, settings.precision)
         if accelerator.device.type == "cuda":
             self._say_kernels()

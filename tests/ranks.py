@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,15 +17,16 @@ from accelerate import Accelerator
 from conftest import small
 from training.stepping import Capture
 
-from cloze import pretrain
+from cloze import ClozeError, pretrain
 from cloze.assembly import method_of
 from cloze.data.corpus import open_corpus
 from cloze.diagnosis import online
+from cloze.errors import SharedError
 from cloze.masking import stratified, trust
 from cloze.methods.build import vocabulary_of
 from cloze.models.build import build_model
 from cloze.models.encoder_decoder import wrap
-from cloze.processes import Processes
+from cloze.processes import Processes, summed
 from cloze.recipes.load import load_recipe
 from cloze.training.loop import Trainer
 from cloze.training.state import State
@@ -149,10 +151,11 @@ class Job:
 def runs(data: str, jobs: Sequence[Job]) -> list[dict[str, Any] | str]:
     """Summaries of the runs, made one after the other; of one that cannot be made the error."""
     found: list[dict[str, Any] | str] = []
-    with pytest.MonkeyPatch.context() as patch:  # tiny runs are measured too
-        patch.setattr(online, "SHARE", 1e9)
-        patch.setattr(online, "MOST", 6)
-        for job in jobs:
+    for job in jobs:
+        with pytest.MonkeyPatch.context() as patch:
+            if job.recipe == "auto":  # it decides by what is measured, in tiny runs too
+                patch.setattr(online, "SHARE", 1e9)
+                patch.setattr(online, "MOST", 6)
             try:
                 changes = [*small(job.recipe), *job.changes]
                 found.append(pretrain(job.recipe, data, job.out, overrides=changes, **job.options).summary)
@@ -161,6 +164,59 @@ def runs(data: str, jobs: Sequence[Job]) -> list[dict[str, Any] | str]:
     return found
 
 
-def both(data: str, jobs: dict[str, Steps], whole: Sequence[Job]) -> tuple[dict[str, Seen], list[Any]]:
-    """Steps, and then whole runs."""
-    return steps(data, jobs), runs(data, whole)
+def both(data: str, jobs: dict[str, Steps], whole: Sequence[Job]) -> tuple[Any, ...]:
+    """Steps, whole runs, and how processes get on."""
+    return steps(data, jobs), runs(data, whole), manners()
+
+
+@dataclass
+class Stop:
+    """A listener that sends SIGTERM to its own process at a step."""
+
+    step: int
+
+    def begin(self, steps: int) -> None:
+        pass
+
+    def record(self, record: dict[str, Any]) -> None:
+        if (record["kind"], record["step"]) == ("step", self.step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+# -- processes themselves ---------------------------------------------------------------------------------
+
+
+def manners() -> dict[str, Any]:
+    """What the last of the processes has goes to all, and what the main one has."""
+    processes = Processes()
+    last = processes.index == processes.number - 1
+
+    def broken(error: Exception | None) -> str:
+        try:
+            with processes.together():
+                if error is not None:
+                    raise error
+        except Exception as seen:
+            return f"{type(seen).__name__}: {seen}"
+        return "fine"
+
+    def differs() -> str:
+        try:
+            processes.equal(last, "another letter")
+        except SharedError as error:
+            return str(error)
+        return "fine"
+
+    tensors = {"a": torch.arange(3.0) + processes.index, "b": torch.tensor(processes.index == 0)}
+    integer, real = summed(torch.tensor([2**40 + processes.index]), torch.tensor(0.5))
+    return {
+        "fine": broken(None),
+        "user's": broken(ClozeError("no such file") if last else None),
+        "ours": broken(ValueError("a bug") if last else None),
+        "differs": differs(),
+        "from main": processes.from_main(processes.index),
+        "tensors": {name: value.tolist() for name, value in processes.tensors_from_main(tensors).items()},
+        "largest": processes.largest(15 if last else 0),
+        "in turn": processes.in_turn(lambda: processes.index),
+        "summed": (integer.tolist(), integer.dtype, float(real)),
+    }

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import Job, Seen, Steps, both, joined, runs
+from conftest import TINY
+from ranks import Job, Seen, Steps, Stop, both, joined, manners, runs
 from safetensors.torch import load_file
 
+from cloze.errors import ClozeError, SharedError
+from cloze.launch import is_silent
 from cloze.recipes.load import shipped
 from cloze.run import Run
 
@@ -42,7 +47,7 @@ LONG = {
         frozen=False,
     )
 }
-REPRESENTATIVE = ("mlm", "auto", "electra", "gpt-bert")
+REPRESENTATIVE = ("mlm", "auto", "gpt-bert")
 TIMES = {"seconds", "tokens_per_second", "took"}
 
 
@@ -50,15 +55,21 @@ TIMES = {"seconds", "tokens_per_second", "took"}
 def made(corpus: Path, trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What one process gave and what two gave: of steps, and of whole runs."""
     jobs, folder = JOBS | LEARNERS | LONG, tmp_path_factory.mktemp("ranks")
-    said = joined(2, folder, both, str(corpus), jobs, whole_runs(REPRESENTATIVE, 2, trained, folder))
-    one, _ = both(str(corpus), jobs, whole_runs(REPRESENTATIVE, 1, trained, folder))
-    return (one, [answer[0] for answer in said]), (folder, [answer[1] for answer in said])
+    whole = whole_runs(REPRESENTATIVE, 2, trained, folder)
+    stopped = [Job("mlm", folder / name, options={"listeners": [Stop(4)]}) for name in ("two", "later-one")]
+    resumed = Job("mlm", folder / "two", options={"resume": True})
+    said = joined(2, folder, both, str(corpus), jobs, [*whole, *stopped, resumed])
+    again = Job("mlm", folder / "later-one", (halved("mlm"),), {"resume": True, "force": True})
+    one, _, _ = both(str(corpus), jobs, [*whole_runs(REPRESENTATIVE, 1, trained, folder), again])
+    steps_, runs_, manners_ = zip(*said, strict=True)
+    return {"steps": (one, steps_), "runs": (folder, runs_), "manners": manners_}
 
 
 @pytest.fixture(scope="module")
 def one_and_two(made: Any) -> tuple[Any, list[Any]]:
     """The steps of one process, and of each of two."""
-    return made[0]
+    found: tuple[Any, list[Any]] = made["steps"]
+    return found
 
 
 def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -151,7 +162,94 @@ def check(recipe: str, number: int, folder: Path, said: list[Any]) -> None:
 
 @pytest.mark.parametrize("recipe", REPRESENTATIVE)
 def test_representative_recipes(recipe: str, made: Any) -> None:
-    check(recipe, REPRESENTATIVE.index(recipe), *made[1])
+    check(recipe, REPRESENTATIVE.index(recipe), *made["runs"])
+
+
+def test_a_signal_to_one_process_stops_all_and_resumes_in_two_or_in_one(made: Any) -> None:
+    folder, said = made["runs"]
+    ends = [[str(answer) for answer in answers[-3:-1]] for answers in said]
+    assert ends == [["Interrupted: stopped at step 4"] * 2] * 2
+    for whole, resumed in (("mlm-2", "two"), ("mlm-1", "later-one")):
+        (lines, tensors), (lines_resumed, tensors_resumed) = read(folder / whole), read(folder / resumed)
+        assert farthest(tensors, tensors_resumed) == 0.0
+        assert lines == lines_resumed
+    status = json.loads((folder / "two" / "summary.json").read_text("utf-8"))["status"]
+    assert status == "finished"
+    assert said[0][-1] == said[1][-1]
+
+
+def test_an_error_of_one_ends_all_and_is_told_by_the_main_one(made: Any) -> None:
+    first, second = made["manners"]
+    assert first["fine"] == second["fine"] == "fine"
+    assert first["user's"] == second["user's"] == "SharedError: process 1: no such file"
+    assert first["ours"] == "SharedError: process 1: ValueError('a bug')"
+    assert second["ours"] == "ValueError: a bug"
+    assert first["differs"] == second["differs"] == "process 1 has another letter than process 0"
+
+
+def test_what_the_main_process_has_and_what_all_have(made: Any) -> None:
+    first, second = made["manners"]
+    assert first["from main"] == second["from main"] == 0
+    assert first["tensors"] == second["tensors"] == {"a": [0.0, 1.0, 2.0], "b": True}
+    assert first["largest"] == second["largest"] == 15
+    assert (first["in turn"], second["in turn"]) == (0, 1)
+    assert first["summed"] == second["summed"] == ([2**41 + 1], torch.int64, 1.0)
+    alone = manners()
+    assert alone["user's"] == "ClozeError: no such file"
+    assert alone["ours"] == "ValueError: a bug"
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "error", "silent"),
+    [
+        (0, 0, ClozeError("x"), False),
+        (1, 1, ClozeError("x"), True),  # before they are joined: the first of its machine shows it
+        (8, 0, ClozeError("x"), False),
+        (8, 0, SharedError("x"), True),
+        (0, 0, SharedError("x"), False),
+    ],
+)
+def test_who_shows_an_error(
+    rank: int, local: int, error: Exception, silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    assert is_silent(error) == silent
+
+
+@pytest.mark.parametrize("command", [("recipes",), ("pretrain", "mlm", "--dry-run")])
+def test_what_is_one_process_refuses_to_be_several(
+    command: tuple[str, ...], cloze: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = cloze(*command)
+    assert result.code == 2
+    assert "is one process: start it without torchrun" in result.err
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert cloze(*command).err == ""
+
+
+@pytest.mark.slow
+def test_torchrun(corpus: Path, tmp_path: Path) -> None:
+    """The command of the documentation: what it shows is shown once, an error is one line."""
+
+    def start(*options: str) -> subprocess.CompletedProcess[str]:
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        sets = [part for change in (*TINY, *options) for part in ("--set", change)]
+        command = (*torchrun, "-m", "cloze", "pretrain", "mlm", "--data", str(corpus), *sets)
+        command = (*command, "--out", str(tmp_path / f"run-{len(options)}"))
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    good = start()
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.count("held-out loss") == 1
+    assert good.stderr.count("held-out loss") == 3
+    assert "Warning" not in good.stderr
+    bad = start("training.phases=[{share: 1.0, length: 64, rows: 7}]")
+    assert bad.returncode == 1
+    errors = [line for line in bad.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "7 rows cannot be split over 2 process(es)" in errors[0]
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,6 @@ class Session:
         mark = time.perf_counter()
         try:
             for result in chain.from_iterable(self.trainer.run(stop) for stop in stops):
-                wanted = self.processes.largest(asked[0] if asked else 0)  # a signal may reach one alone
                 now = time.perf_counter()
                 self._count(result, now - mark)
                 if state.step % settings.log_every == 0 or state.step == state.steps:
@@ -256,6 +255,7 @@ class Session:
                     now = time.perf_counter()
                     state.seconds += now - mark
                     mark = now
+                wanted = self.processes.largest(asked[0] if asked else 0)  # a signal may reach one alone
                 if wanted or state.step % settings.checkpoint_every == 0 or state.step == state.steps:
                     self._save()
                     mark = time.perf_counter()

@@ -16,6 +16,7 @@ import logging
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -116,13 +117,15 @@ class Trainer:
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.wrapped = torch.compile(self.wrapped, dynamic=False)  # type: ignore[assignment]
         if accelerator.num_processes > 1:
-            self.wrapped = DistributedDataParallel(
-                self.wrapped,
-                device_ids=[accelerator.device] if accelerator.device.type == "cuda" else None,
-                find_unused_parameters=True,
-                # What learns by itself stays in step by its own sums (`observe`), not by copies of buffers.
-                forward_sync_buffers=False,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it has another name from torch 2.13 on
+                self.wrapped = DistributedDataParallel(
+                    self.wrapped,
+                    device_ids=[accelerator.device] if accelerator.device.type == "cuda" else None,
+                    find_unused_parameters=True,
+                    # What learns by itself stays in step by its own sums (`observe`), not by copies.
+                    broadcast_buffers=False,
+                )
         self.autocast = autocast(accelerator.device, settings.precision)
         if accelerator.device.type == "cuda":
             self._say_kernels()

@@ -96,7 +96,9 @@ class Session:
                 return self._finish()
         except RuntimeError as error:
             if self.processes.number > 1 and lost_another(error):
-                raise SharedError("another process of the run has ended; its own message says why") from error
+                raise SharedError(
+                    f"{self.folder}: another process has ended, see what it says; go on with --resume"
+                ) from error
             raise
         except (OSError, SafetensorError) as error:  # such as a full disk
             where = getattr(error, "filename", None) or self.folder

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from cloze.errors import ClozeError
+from cloze.launch import is_silent, launched, speaks
 from cloze.terminal import LogLines, Terminal, amount, duration
 
 app = typer.Typer(
@@ -63,10 +64,13 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Options of every command."""
+    if launched() > 1 and context.invoked_subcommand != "pretrain":
+        raise ClozeError(f"cloze {context.invoked_subcommand} is one process: start it without torchrun")
 
 
 @recipes_app.callback()
@@ -139,6 +143,8 @@ def pretrain(
     from cloze.run import resolve
     from cloze.session import Interrupted
 
+    if dry_run and launched() > 1:
+        raise ClozeError("--dry-run is one process: start it without torchrun")
     if dry_run:
         from cloze.estimate import estimate
 
@@ -164,7 +170,8 @@ def pretrain(
         except Interrupted as stopped:
             terminal.say(f"stopped at step {stopped.step:,}")
             raise typer.Exit(128 + stopped.signal) from None
-    _print_summary(run.folder, run.summary)
+    if speaks():
+        _print_summary(run.folder, run.summary)
 
 
 @app.command()
@@ -479,7 +486,8 @@ def export(
 
 def _terminal(stack: ExitStack) -> Terminal:
     """A terminal that shows the package's log, until the stack closes."""
-    terminal = stack.enter_context(Terminal(err_console))
+    console = err_console if speaks() else Console(quiet=True)
+    terminal = stack.enter_context(Terminal(console))
     handler = LogLines(terminal)
     logger = logging.getLogger("cloze")
     logger.setLevel(logging.INFO)
@@ -546,13 +554,15 @@ def main() -> None:
     if not debug:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         code = app(arguments or ["--help"], prog_name="cloze", standalone_mode=False)
     except ClozeError as error:
-        code = _fail(str(error), debug)
+        code = 2 if is_silent(error) else _fail(str(error), debug)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "cloze"
-        code = _fail(f"{error.format_message().rstrip('.')} (see: {command} --help)", debug)
+        message = f"{error.format_message().rstrip('.')} (see: {command} --help)"
+        code = 2 if is_silent(error) else _fail(message, debug)
     except typer.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -560,10 +570,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    if code in (
-        128 + signal.SIGINT,
-        128 + signal.SIGTERM,
-    ):  # an interrupt that typer has caught comes as a code
+    stopped = code in (128 + signal.SIGINT, 128 + signal.SIGTERM)  # typer makes a code of an interrupt
+    if stopped and speaks():
         err_console.print(f"go on with: {_again()}", soft_wrap=True)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -571,7 +579,8 @@ def main() -> None:
 def _again() -> str:
     """The command that goes on with what was stopped."""
     arguments = [a for a in sys.argv[1:] if a != "--resume"]
-    return shlex.join(["cloze", *arguments, *(["--resume"] if "pretrain" in arguments[:2] else [])])
+    again = shlex.join(["cloze", *arguments, *(["--resume"] if "pretrain" in arguments[:2] else [])])
+    return again if launched() == 1 else f"torchrun … -m {again}"
 
 
 def _fail(message: str, debug: bool) -> int:

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see."""
+"""The exceptions that users are meant to see."""
 
 
 class ClozeError(Exception):
@@ -10,3 +10,7 @@ class ClozeError(Exception):
 
     def __init__(self, message: object = ""):
         super().__init__(" ".join(str(message).splitlines()))
+
+
+class SharedError(ClozeError):
+    """One that ends all processes of a run at once, so that the main one alone has to show it."""

@@ -5,14 +5,15 @@ metrics.jsonl     a line per record: step, heldout, note
 checkpoints/      whole states, each of them also a model folder
 model/            the model: loads with transformers (electra: generator/ beside it)
 summary.json, samples.json, report.html
+
+Of several processes the main one alone reads and writes this folder; the others get from it what they need.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain
@@ -30,10 +31,11 @@ from cloze.assembly import assemble, open_text
 from cloze.data.corpus import Progress
 from cloze.data.tokenizers import save_tokenizer
 from cloze.diagnosis import online
-from cloze.errors import ClozeError
+from cloze.errors import ClozeError, SharedError
 from cloze.evaluation.heldout import HeldOutResult
 from cloze.evaluation.samples import samples
 from cloze.masking.fully_explored import FullyExplored
+from cloze.processes import Processes, lost_another, on_cpu
 from cloze.progress import stretches
 from cloze.recipes.load import dump
 from cloze.recipes.schema import Recipe
@@ -83,17 +85,25 @@ class Session:
 
     def run(self, resume: bool, force: bool) -> dict[str, Any]:
         """Train until the budget is spent; the content of summary.json."""
-        state, tensors = self.place.open(resume, force)
-        if self.place.is_finished(state):
-            return self.place.summary()
+        self.processes = Processes()
         try:
+            state, tensors, finished = self._open(resume, force)
+            if finished:
+                return self._told()
             with quick_products():
                 self._build(state, tensors, force)
-                for listener in self.listeners:
-                    listener.begin(self.state.steps)
-                with stop_requests() as asked:
+                if self.processes.is_main:
+                    for listener in self.listeners:
+                        listener.begin(self.state.steps)
+                with stop_requests(patient=self.processes.number > 1) as asked:
                     self._train(asked)
                 return self._finish()
+        except RuntimeError as error:
+            if self.processes.number > 1 and lost_another(error):
+                raise SharedError(
+                    f"{self.folder}: another process has ended, see what it says; go on with --resume"
+                ) from error
+            raise
         except (OSError, SafetensorError) as error:  # such as a full disk
             where = getattr(error, "filename", None) or self.folder
             begun = "; what was saved is whole, go on with --resume" if self.checkpoints.steps() else ""
@@ -111,25 +121,48 @@ class Session:
 
     # -- before the first step ------------------------------------------------------------------------
 
+    def _open(self, resume: bool, force: bool) -> tuple[State, dict[str, Tensor], bool]:
+        """What to go on from, and whether there is nothing left to do."""
+        state, finished = State(), False
+        tensors: dict[str, Tensor] = {}
+        with self.processes.together():
+            if self.processes.is_main:
+                state, tensors = self.place.open(resume, force)
+                finished = self.place.is_finished(state)
+                self._compare_number(state)
+        known, finished = self.processes.from_main((asdict(state), finished))
+        return State(**known), {} if finished else self.processes.tensors_from_main(tensors), finished
+
+    def _compare_number(self, state: State) -> None:
+        before = self.place.summary().get("environment", {}).get("processes", 1)
+        if state.step and before != self.processes.number:
+            log.warning("%d processes instead of %d: the last bits may differ", self.processes.number, before)
+
+    def _told(self) -> dict[str, Any]:
+        """The content of summary.json, in every process."""
+        return self.processes.from_main(self.place.summary() if self.processes.is_main else {})
+
     def _build(self, state: State, tensors: dict[str, Tensor], force: bool) -> None:
-        recipe, settings = self.recipe, self.recipe.training
+        recipe, settings, processes = self.recipe, self.recipe.training, self.processes
         self.state = state
-        for tracker in settings.trackers:
-            if find_spec(tracker) is None:
-                raise ClozeError(f"training.trackers: {tracker} is not installed: pip install {tracker}")
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ClozeError("several processes are not supported yet: start one, without torchrun")
+        with processes.together():
+            for tracker in settings.trackers if processes.is_main else ():
+                if find_spec(tracker) is None:
+                    raise ClozeError(f"training.trackers: {tracker} is not installed: pip install {tracker}")
         accelerator = self.accelerator = Accelerator(
-            cpu=torch.backends.mps.is_available(),  # masks and sums need float64, which MPS has not
+            cpu=on_cpu(),
             log_with=list(settings.trackers) or None,
             project_dir=str(self.folder),
         )
         if settings.trackers:
             accelerator.init_trackers("cloze", config={"recipe": dump(recipe)})
-        corpus = open_text(recipe, self.objects, self.progress)
-        self.place.compare_text(corpus, state, force)
-        parts = self.parts = assemble(recipe, corpus, accelerator.device)
-        self.unigram = unigram_loss(parts)
+        corpus = processes.in_turn(lambda: open_text(recipe, self.objects, self.progress))
+        processes.equal(corpus.digests(), "other text or another tokenizer")
+        with processes.together():
+            self.place.compare_text(corpus, state, force)
+            parts = self.parts = assemble(recipe, corpus, accelerator.device)
+            self.unigram = unigram_loss(parts)
+        processes.same_buffers(parts.method)
         self.trainer = Trainer(
             parts.method, parts.loaders, settings, state, recipe.seed, accelerator, recipe.stages
         )
@@ -154,7 +187,8 @@ class Session:
             ):
                 if before != now:
                     log.warning("%s: %s instead of %s: the last bits may differ", what, now, before)
-            self.place.write_recipe()
+            if processes.is_main:
+                self.place.write_recipe()
         state.threads, state.precision = torch.get_num_threads(), precision
         state.recipe = recipe.model_dump(mode="json")
 
@@ -170,11 +204,12 @@ class Session:
         )
         before = state.step, state.seconds
         if budget.unit == "seconds" and state.seconds_per_step is None:
-            state.seconds_per_step = self.trainer.calibrate()
+            state.seconds_per_step = self.processes.from_main(self.trainer.calibrate())
         if budget.unit == "seconds":
             start = time.perf_counter()
             self._measure()
-            overhead = (time.perf_counter() - start) * (self.recipe.evaluation.times + 1)
+            once = self.processes.from_main(time.perf_counter() - start)
+            overhead = once * (self.recipe.evaluation.times + 1)
             budget = Budget(max(budget.amount - before[1], 0.0), "seconds")
             state.steps = before[0] + (
                 budget.steps(tokens, state.seconds_per_step, overhead) if budget.amount else 0
@@ -239,16 +274,17 @@ class Session:
                     now = time.perf_counter()
                     state.seconds += now - mark
                     mark = now
-                if asked or state.step % settings.checkpoint_every == 0 or state.step == state.steps:
+                wanted = self.processes.largest(asked[0] if asked else 0)  # a signal may reach one alone
+                if wanted or state.step % settings.checkpoint_every == 0 or state.step == state.steps:
                     self._save()
                     mark = time.perf_counter()
-                if asked and state.step < state.steps:
+                if wanted and state.step < state.steps:
                     self._finish()
-                    raise Interrupted(state.step, asked[0])
+                    raise Interrupted(state.step, wanted)
         except Diverged as error:
             self.metrics.record("note", state.step, message=str(error))
             path = self._save()
-            raise ClozeError(f"{error}; the state before it is in {path}") from error
+            raise SharedError(f"{error}; the state before it is in {path}") from error
 
     def _count(self, result: StepResult, seconds: float) -> None:
         self.state.seconds += seconds
@@ -342,9 +378,9 @@ class Session:
         if state.step < state.steps:
             visits = tokens / method.copies / max(1, sum(r.used for r in loader.sources))
             known = online.evidence(found, self.parts.encoder, visits, rate)
-            if any(p.rows % 2 for p in phases):
+            if any(p.rows % (2 * self.processes.number) for p in phases):
                 known = replace(known, break_even_high=None)
-            for line in method.decide(known):
+            for line in method.decide(self.processes.from_main(known)):
                 self.metrics.record("note", state.step, message=line)
 
     # -- saving ---------------------------------------------------------------------------------------
@@ -357,21 +393,23 @@ class Session:
         tensors = tensors_of(self.parts.method, self.trainer.optimizers)
         if self.initial is not None:
             tensors["heldout.initial"] = self.initial
-        path = self.checkpoints.path(state.step)
-        if self.accelerator.is_main_process:
-            try:
-                self.checkpoints.save(state, tensors, self._export)
-                replace_folder(self.folder / "model", self._export)
-                for name, model in self.parts.method.companions().items():
-                    replace_folder(self.folder / name, partial(self._export_companion, model))
-                write_json(self.folder / "summary.json", self._summary())
-            except (OSError, SafetensorError) as error:
-                raise ClozeError(
-                    f"{self.folder}: the state of step {state.step} could not be saved "
-                    f"({getattr(error, 'strerror', None) or error}); those before it are whole"
-                ) from error
-        self.accelerator.wait_for_everyone()
-        return path
+        with self.processes.together():
+            if self.processes.is_main:
+                try:
+                    self._write(tensors)
+                except (OSError, SafetensorError) as error:
+                    raise ClozeError(
+                        f"{self.folder}: the state of step {state.step} could not be saved "
+                        f"({getattr(error, 'strerror', None) or error}); those before it are whole"
+                    ) from error
+        return self.checkpoints.path(state.step)
+
+    def _write(self, tensors: dict[str, Tensor]) -> None:
+        self.checkpoints.save(self.state, tensors, self._export)
+        replace_folder(self.folder / "model", self._export)
+        for name, model in self.parts.method.companions().items():
+            replace_folder(self.folder / name, partial(self._export_companion, model))
+        write_json(self.folder / "summary.json", self._summary())
 
     def _export_companion(self, model: PreTrainedModel, folder: Path) -> None:
         hf_logging.disable_progress_bar()
@@ -388,21 +426,27 @@ class Session:
 
     def _finish(self) -> dict[str, Any]:
         """The last files: samples, summary, report."""
+        with self.processes.together():
+            if self.processes.is_main:
+                self._describe()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        return self._told()
+
+    def _describe(self) -> None:
         from cloze.report.page import write_report  # matplotlib is slow to import
 
-        if self.accelerator.is_main_process:
-            result = self._measure()
-            self.state.heldout |= result.scores()
-            parts = self.parts
-            tokenizer = parts.corpus.tokenizer
-            found = samples(parts.held_out, parts.method, tokenizer, parts.counts, self.initial, result)
-            (self.folder / "report.html").unlink(missing_ok=True)  # of a smaller budget
-            write_json(self.folder / "samples.json", found)
-            whole = self.state.step >= self.state.steps
-            write_json(self.folder / "summary.json", self._summary("finished" if whole else "stopped"))
-            write_report(self.folder)
-        self.accelerator.end_training()
-        return self.place.summary()
+        result = self._measure()
+        self.state.heldout |= result.scores()
+        parts = self.parts
+        found = samples(
+            parts.held_out, parts.method, parts.corpus.tokenizer, parts.counts, self.initial, result
+        )
+        (self.folder / "report.html").unlink(missing_ok=True)  # of a smaller budget
+        write_json(self.folder / "samples.json", found)
+        whole = self.state.step >= self.state.steps
+        write_json(self.folder / "summary.json", self._summary("finished" if whole else "stopped"))
+        write_report(self.folder)
 
     def _summary(self, status: str = "stopped") -> dict[str, Any]:
         numbers = summarise(

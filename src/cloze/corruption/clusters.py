@@ -14,6 +14,7 @@ from cloze.corruption.replace import Vocabulary
 from cloze.corruption.view import View
 from cloze.data.batch import Batch
 from cloze.masking.plan import MaskPlan
+from cloze.processes import summed
 from cloze.random import Stream, uniform
 
 
@@ -94,9 +95,7 @@ class ClusterTable(nn.Module):
         pair = self.cluster[old] * size + self.cluster[new]
         change = torch.where(fooled, 1.0, -1.0).to(self.table)
         delta = torch.zeros_like(self.table).flatten().index_add_(0, pair, change).view_as(self.table)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(delta)
-        self.table += delta
+        self.table += summed(delta)[0]
 
     def log(self) -> dict[str, float]:
         """How far from uniform the draws are: 1 − entropy / its maximum, over rows."""

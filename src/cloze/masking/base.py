@@ -98,7 +98,7 @@ class Policy(Protocol):
         """Masks of the batch: a pure function of the policy's state and (seed, sample key, visit, index)."""
 
     def observe(self, seen: list[Seen]) -> None:
-        """Once per global step: learn from its batches."""
+        """Once per global step: learn from its batches, by sums over all processes (`processes.summed`)."""
 
     def scores(self, batch: Batch) -> Tensor | None:
         """[rows, length] ≥ 0: how much it wants each token masked, from the clean text; None: no opinion."""

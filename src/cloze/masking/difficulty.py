@@ -13,6 +13,7 @@ from cloze.masking.base import Learner, Masking, Networks, Policy, Seen
 from cloze.masking.plan import MaskPlan
 from cloze.masking.unequal import proposal_draw, unit_scores
 from cloze.masking.units import UnitKind, cut
+from cloze.processes import summed
 
 DECAY = 0.998  # of the running sums, per step
 PRIOR = 5.0  # predictions of a token that count as much as the mean over all tokens
@@ -61,13 +62,15 @@ class DifficultyPolicy(Learner[Difficulty]):
 
     def observe(self, seen: list[Seen]) -> None:
         """Take the losses of the step into the running means."""
-        self.losses.mul_(DECAY)
-        self.number.mul_(DECAY)
+        losses, number = torch.zeros_like(self.losses), torch.zeros_like(self.number)
         for s in seen:
             known = s.weights > 0
             labels = s.batch.ids.flatten()[s.places[known]]
-            self.losses.index_add_(0, labels, s.scores["loss"][known].double())
-            self.number.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+            losses.index_add_(0, labels, s.scores["loss"][known].double())
+            number.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+        losses, number = summed(losses, number)
+        self.losses.mul_(DECAY).add_(losses)
+        self.number.mul_(DECAY).add_(number)
 
     def scores(self, batch: Batch) -> Tensor:
         """[rows, length] running mean loss of each token, drawn to the mean over all where it is rare."""

@@ -16,6 +16,7 @@ from cloze.masking.proposal import Proposal, Score, observed
 from cloze.masking.trust import Trust
 from cloze.masking.unequal import predicted_part, proposal_draw, unit_scores
 from cloze.masking.units import UnitKind, cut
+from cloze.processes import summed
 
 
 class MapNet(Masking):
@@ -84,10 +85,14 @@ class MapNetPolicy(Learner[MapNet]):
 
     def observe(self, seen: list[Seen]) -> None:
         """Measure what the proposal would have saved on these masks, then learn from them."""
-        weights = torch.cat([s.weights[s.weights > 0] for s in seen]).double()
-        if weights.numel() == 0:
+        sums = torch.zeros(3, dtype=torch.float64, device=self.effective.device)
+        for s in seen:
+            weights = s.weights.double()  # 0 in spare slots
+            sums += torch.stack([weights.sum(), weights.square().sum(), (weights > 0).sum().double()])
+        (sums,) = summed(sums)
+        if not sums[2]:
             return
-        self.effective.copy_(weights.sum() ** 2 / (weights.square().sum() * weights.numel()))
+        self.effective.copy_(sums[0] ** 2 / (sums[1] * sums[2]))
         predictions = self.proposal.learn(seen)
         squares = [observed(s, self.config.score).square() for s in seen]
         self.trust.update(seen, predictions, squares)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cloze.data.batch import Batch
 from cloze.masking.base import Networks, Seen
+from cloze.processes import summed
 from cloze.random import Stream, integer
 
 Score = Literal["hidden_gradient", "residual", "product", "loss"]
@@ -111,15 +112,20 @@ class Proposal(nn.Module):
         loss, predictions = leaf.new_zeros(()), []
         squares = [observed(s, self.score).detach().float() ** 2 for s in seen]
         known = [(s.weights > 0).float() for s in seen]
-        count = sum(k.sum() for k in known)
-        mean = sum((k * q).sum() for k, q in zip(known, squares, strict=True)) / count
+        none = leaf.detach().new_zeros(())
+        count, whole = summed(
+            sum((k.sum() for k in known), none),
+            sum(((k * q).sum() for k, q in zip(known, squares, strict=True)), none),
+        )
+        mean = whole / count
         with torch.enable_grad(), torch.autocast(leaf.device.type, enabled=False):
             for s, square, k in zip(seen, squares, known, strict=True):
                 f = self(leaf, s.batch)
                 predictions.append((0.5 * f.detach()).double().exp())
                 at = f.flatten().index_select(0, s.places)
                 loss = loss + (k * (square / mean * (-at).exp() + at)).sum() / count
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            gradient = torch.autograd.grad(loss, leaf)[0] if seen else torch.zeros_like(leaf)
+        (gradient,) = summed(gradient)
         self.steps += 1
         self.first.lerp_(gradient, 1.0 - BETA1)
         self.second.lerp_(gradient.square(), 1.0 - BETA2)

@@ -16,6 +16,7 @@ from cloze.masking.proposal import Proposal
 from cloze.masking.sweep import segments, sweep
 from cloze.masking.unequal import unit_scores
 from cloze.masking.units import UnitKind, Units
+from cloze.processes import summed
 from cloze.random import Stream, bits, uniform
 
 FIRST_FREEZE = 100  # steps; the order is frozen anew at each doubling
@@ -108,7 +109,9 @@ class StratifiedPolicy(Learner[Stratified]):
 
     def observe(self, seen: list[Seen]) -> None:
         """Learn from the step, and freeze the scores anew after 100, 200, 400, … of them."""
-        if not any(bool((s.weights > 0).any()) for s in seen):
+        none = torch.zeros((), dtype=torch.int64, device=self.frozen.device)
+        (known,) = summed(sum(((s.weights > 0).sum() for s in seen), none))
+        if not known:
             return
         self.proposal.learn(seen)
         steps = int(self.proposal.steps)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cloze.masking.base import Seen
+from cloze.processes import summed
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DECAY = 0.98  # of the running sums, per step
@@ -52,6 +53,7 @@ class Trust(nn.Module):
                 mean = total / torch.bincount(sample, minlength=samples).clamp(min=1)
                 q = self.epsilon + (1.0 - self.epsilon) * q / mean[s.batch.segments.clamp(min=0)]
                 found[i] += (mass / q.flatten()[at]).sum()
+        (found,) = summed(found)
         if bool(torch.isfinite(found).all()):
             self.moments.mul_(DECAY).add_(found)
             self.steps += 1

@@ -199,7 +199,11 @@ class Method(nn.Module, Generic[W]):
         raise NotImplementedError
 
     def observe(self, works: list[W], feedback: list[dict[str, Tensor]]) -> None:
-        """Once per global step, with the feedback of its micro-batches: update what learns by itself."""
+        """Once per global step, with the feedback of its micro-batches: update what learns by itself.
+
+        Called in all processes at once, in one perhaps with no work: what is learnt comes from sums over all
+        (`processes.summed`), so that it stays the same in all of them.
+        """
 
     def scores(self, batch: Batch) -> Tensor | None:
         """[rows, length] how much a learned policy wants each token masked; None: it has no opinion."""

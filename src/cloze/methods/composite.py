@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from cloze.data.batch import Batch
 from cloze.masking.base import Evidence
 from cloze.methods.base import Method, Outcome, Pass, Reading, Readout, Work
+from cloze.processes import summed
 from cloze.progress import part_at
 
 MAIN = "main"
@@ -116,9 +117,17 @@ class Composite(Method[Mixed]):
         return [one for name, part in work.parts.items() for one in methods[name].passes(part)]
 
     def observe(self, works: list[Mixed], feedback: list[dict[str, Tensor]]) -> None:
-        for name, method in self.named().items():
-            both = [(w, f) for w, f in zip(works, feedback, strict=True) if name in w.parts]
-            if both:
+        found = {
+            name: [(w, f) for w, f in zip(works, feedback, strict=True) if name in w.parts]
+            for name in self.names
+        }
+        # What one process has rows of, all learn from: each with its own rows, or with none.
+        (used,) = summed(
+            torch.tensor([len(both) for both in found.values()], device=works[0].batch.ids.device)
+        )
+        for number, (name, method) in zip(used.tolist(), self.named().items(), strict=True):
+            if number:
+                both = found[name]
                 method.observe([w.parts[name] for w, _ in both], [own(f, name) for _, f in both])
 
     def scores(self, batch: Batch) -> Tensor | None:

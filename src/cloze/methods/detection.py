@@ -104,7 +104,8 @@ class Detection(Method[TokenWork]):
         self.verdicts = verdicts(works, feedback)
         if isinstance(self.corruption, ClusterTable):
             found = [replaced(work, one) for work, one in zip(works, feedback, strict=True)]
-            self.corruption.observe(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+            old, new = ([x[i] for x in found] for i in (0, 1))
+            self.corruption.observe(_joined(old), _joined(new), _joined([x[2] for x in found]).bool())
 
     def log(self) -> dict[str, float]:
         skew = self.corruption.log() if isinstance(self.corruption, ClusterTable) else {}
@@ -116,6 +117,11 @@ class Detection(Method[TokenWork]):
 
     def export(self) -> PreTrainedModel:
         return self.detector.export(self.encoder.model.base_model)  # type: ignore[arg-type]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One after the other; empty where this process has no row of the method."""
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
 
 def judging(batch: Batch, plan: MaskPlan, view: View, density: float) -> TokenWork:

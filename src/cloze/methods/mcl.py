@@ -173,7 +173,7 @@ class Mcl(Electra):
 
     def observe(self, works: list[TokenWork], feedback: list[dict[str, Tensor]]) -> None:
         super().observe(works, feedback)
-        names = [key.removesuffix("/logits") for key in feedback[0] if key.endswith("/logits")]
+        names = [key.removesuffix("/logits") for key in (feedback or [{}])[0] if key.endswith("/logits")]
         self.judged = {n: [(f[f"{n}/logits"], f[f"{n}/labels"]) for f in feedback] for n in names}
 
     def log(self) -> dict[str, float]:

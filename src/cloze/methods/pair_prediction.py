@@ -17,6 +17,7 @@ from cloze.masking.plan import MaskPlan
 from cloze.methods.base import Method, Outcome, Pass, Reading, Work
 from cloze.methods.objectives import StructureObjective
 from cloze.models.encoder import Encoder
+from cloze.processes import summed
 
 RECENT = 0.95  # what a step leaves of the running share of right answers
 
@@ -97,9 +98,13 @@ class PairPrediction(Method[PairWork]):
 
     def observe(self, works: list[PairWork], feedback: list[dict[str, Tensor]]) -> None:
         """The running share of right answers, for the log."""
-        right = torch.cat([f["guess"] == w.pairs.labels for w, f in zip(works, feedback, strict=True)])
-        if right.numel():
-            self.right.mul_(RECENT).add_((1.0 - RECENT) * right.double().mean())
+        sums = torch.zeros(2, dtype=torch.float64, device=self.right.device)
+        for w, f in zip(works, feedback, strict=True):
+            right = f["guess"] == w.pairs.labels
+            sums += torch.stack([right.sum().double(), sums.new_tensor(right.numel())])
+        (sums,) = summed(sums)
+        if sums[1]:
+            self.right.mul_(RECENT).add_((1.0 - RECENT) * sums[0] / sums[1])
 
     def log(self) -> dict[str, float]:
         return {"right": self.right.item()}

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from cloze.launch import launched
+
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """Versions and hardware, for summary.json and the report."""
@@ -21,6 +23,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": launched(),
         "device": str(device),
         "precision": precision,
     }

@@ -3,6 +3,11 @@
 One step: draw the rows of this process, mask them, add up every term's weight over micro-batches and
 processes, run forward and backward with each term divided once by that global weight, clip, update.
 So accumulation and data parallelism change nothing but rounding.
+
+Gradients of several processes are averaged by DDP. Which parameters a step needs is not fixed: a detector of
+replaced tokens leaves the vocabulary head alone, a stage leaves a whole method out, and in a mixture one
+process may have rows of a method that the others have none of. So DDP looks for unused parameters in every
+step, and a parameter that no process has used keeps no gradient, as with one process.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import logging
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,13 +26,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cloze.data.batch import Batch
 from cloze.data.loader import Loader, stream
-from cloze.errors import ClozeError
+from cloze.errors import SharedError
 from cloze.methods.base import Method, Work
 from cloze.models.attention import kernels_of
 from cloze.models.encoder import Encoder, sparse
+from cloze.processes import summed
 from cloze.progress import stretches
 from cloze.random import Stream, integer
 from cloze.training.optimisers import build_optimizers
@@ -40,7 +48,7 @@ log = logging.getLogger("cloze")
 _AHEAD = 1000  # steps whose batches are listed at one time
 
 
-class Diverged(ClozeError):
+class Diverged(SharedError):
     """The loss or the gradient is not finite; raised before the update, so the state is still good."""
 
 
@@ -93,7 +101,7 @@ class Trainer:
         parts = accelerator.num_processes * method.copies
         for phase in settings.phases:
             if phase.rows % parts:
-                raise ClozeError(
+                raise SharedError(
                     f"training.phases: {phase.rows} rows cannot be split over {accelerator.num_processes} "
                     f"process(es) and {method.copies} masked copies of each row: use a multiple of {parts}"
                 )
@@ -101,13 +109,23 @@ class Trainer:
         self.streams = [lengths.index(length) for length in lengths]  # phases of one length share their rows
         state.cursors += [0] * (len(settings.phases) - len(state.cursors))
         self.optimizers = build_optimizers(method, settings.optimizer)
-        self.wrapped: nn.Module = accelerator.prepare(method) if accelerator.num_processes > 1 else method
+        self.wrapped: nn.Module = method
         self.shapes = Shapes(loaders) if settings.compile else None
         if settings.compile:
             # Phases, dense rows and unlucky draws are graphs of their own; beyond torch's limit of 8 it would
             # go on without compiled code.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.wrapped = torch.compile(self.wrapped, dynamic=False)  # type: ignore[assignment]
+        if accelerator.num_processes > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it has another name from torch 2.13 on
+                self.wrapped = DistributedDataParallel(
+                    self.wrapped,
+                    device_ids=[accelerator.device] if accelerator.device.type == "cuda" else None,
+                    find_unused_parameters=True,
+                    # What learns by itself stays in step by its own sums (`observe`), not by copies.
+                    broadcast_buffers=False,
+                )
         self.autocast = autocast(accelerator.device, settings.precision)
         if accelerator.device.type == "cuda":
             self._say_kernels()
@@ -205,7 +223,7 @@ class Trainer:
                 sum((w.tokens for w in works), torch.zeros((), dtype=torch.int64)),
             ]
         )
-        predicted, tokens = self._reduce(counts.to(self.accelerator.device)).tolist()
+        predicted, tokens = summed(counts.to(self.accelerator.device))[0].tolist()
         state.step += 1
         state.tokens += tokens
         return StepResult(losses, loss, norm.item(), predicted, tokens, rate)
@@ -243,7 +261,7 @@ class Trainer:
             feedback.append(outcome.feedback)
             for term, value in outcome.sums.items():
                 totals[term] = totals[term] + value.detach().double()
-        return {term: self._reduce(value) for term, value in totals.items()}, feedback
+        return dict(zip(totals, summed(*totals.values()), strict=True)), feedback
 
     def _total(self, parts: list[dict[str, Tensor]], terms: Iterable[str]) -> dict[str, Tensor]:
         """Global weight of each term; a term without any weight is divided by 1, for it sums to 0."""
@@ -251,11 +269,9 @@ class Trainer:
         totals = {}
         for term in terms:
             own = [part[term] for part in parts if term in part]
-            totals[term] = self._reduce(torch.stack(own).sum() if own else none)
+            totals[term] = torch.stack(own).sum().to(none) if own else none
+        totals = dict(zip(totals, summed(*totals.values()), strict=True))
         return {term: torch.where(value > 0, value, torch.ones_like(value)) for term, value in totals.items()}
-
-    def _reduce(self, value: Tensor) -> Tensor:
-        return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value
 
     def _no_sync(self, last: bool) -> AbstractContextManager[Any]:
         if last or self.accelerator.num_processes == 1:

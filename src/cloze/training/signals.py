@@ -12,13 +12,21 @@ log = logging.getLogger("cloze")
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM instead of dying of it; a second one works as usual."""
+def stop_requests(patient: bool = False) -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM instead of dying of it; a second one works as usual.
+
+    Args:
+        patient: a second one is ignored as well, for a scheduler and a launcher may both send theirs.
+    """
     asked: list[int] = []
 
     def ask(number: int, _frame: Any) -> None:
         asked.append(number)
-        signal.signal(number, before[number])
+        if patient:
+            if len(asked) > 1:
+                return
+        else:
+            signal.signal(number, before[number])
         log.warning("stopping after this step; the state will be saved")
 
     before: dict[int, Any] = {}

@@ -39,8 +39,8 @@ class Metrics:
 
     @property
     def length(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
+        """Bytes written so far; 0 in a process that does not write."""
+        return self.path.stat().st_size if self._main else 0
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
         """The records of a kind that are in the file."""

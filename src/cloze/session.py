@@ -98,17 +98,15 @@ class Session:
                 with stop_requests(patient=self.processes.number > 1) as asked:
                     self._train(asked)
                 return self._finish()
-        except RuntimeError as error:
-            if self.processes.number > 1 and lost_another(error):
-                raise SharedError(
-                    f"{self.folder}: another process has ended, see what it says; go on with --resume"
-                ) from error
-            raise
         except (OSError, SafetensorError) as error:  # such as a full disk
             where = getattr(error, "filename", None) or self.folder
             begun = "; what was saved is whole, go on with --resume" if self.checkpoints.steps() else ""
             raise ClozeError(f"{where}: {getattr(error, 'strerror', None) or error}{begun}") from error
         except (RuntimeError, MemoryError) as error:
+            if self.processes.number > 1 and isinstance(error, RuntimeError) and lost_another(error):
+                raise SharedError(
+                    f"{self.folder}: another process has ended, see what it says; go on with --resume"
+                ) from error
             if not ran_out(error):
                 raise
             settings = self.recipe.training

@@ -235,7 +235,7 @@ def _recipes(found: Comparison) -> str:
     rows = [
         (
             _key(arm.recipe, names),
-            "<br>".join(escape(c) for c in arm.changes) or "baseline",
+            "".join(f'<div class="change">{escape(c)}</div>' for c in arm.changes) or "baseline",
             f"{arm.steps:,}",
             compact(arm.tokens),
             f"{arm.operations:.2e}",

@@ -7,6 +7,7 @@ in which a process may wait for days while another one tokenises.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,12 @@ def lost_another(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed" in str(error)
 
 
+def _leave() -> None:
+    """Part in order: threads of a group that is still there when Python ends may abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def on_cpu() -> bool:
     """Whether runs are on the CPU: accelerate has to be told, or it does not join processes there.
 
@@ -70,6 +77,8 @@ class Processes:
         if self.number != launched():
             raise ClozeError(f"{launched()} processes were started, and {self.number} could be joined")
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE) if self.number > 1 else None
+        if self.number > 1:
+            atexit.register(_leave)
 
     @property
     def is_main(self) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from safetensors.torch import load_file
 
 import cloze
 from cloze.assembly import Parts, assemble, method_of, open_text
+from cloze.comparison.statistics import mean_interval
 from cloze.corruption.replace import Replace
 from cloze.estimate import _random_batch, _stand_in
 from cloze.methods.build import vocabulary_of
@@ -109,10 +109,8 @@ def measured(parts: Parts, method: Detection) -> dict[str, float]:
 def paired(a: list[float], b: list[float]) -> dict[str, Any]:
     """Mean of a − b over seeds with its 95% interval (Student's t)."""
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}[len(a)]
-    half = t * statistics.stdev(differences) / math.sqrt(len(a))
-    mean = statistics.mean(differences)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "differences": differences}
+    mean, low, high = mean_interval(differences).as_dict().values()
+    return {"mean": mean, "low": low, "high": high, "differences": differences}
 
 
 def all_or_hidden(data: str, budget: str, seeds: int) -> dict[str, Any]:

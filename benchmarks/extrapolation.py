@@ -18,8 +18,9 @@ from typing import Any
 
 from common import pretrain, write_json
 
+from cloze.comparison.statistics import mean_interval
+
 FAMILIES = ("mosaicbert", "bert", "modernbert")
-T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% quantile of Student's t for so many seeds
 
 
 def settings(family: str, seed: int, chosen: argparse.Namespace) -> list[str]:
@@ -75,7 +76,8 @@ def run(family: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
 
 def spread(values: list[float]) -> dict[str, Any]:
     """Mean, half the width of its 95% interval, and the values."""
-    half = T[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    found = mean_interval(values)
+    half = None if found.high is None else found.high - statistics.mean(values)
     return {"mean": statistics.mean(values), "half": half, "values": values}
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 from common import write_json
-from scipy.stats import t as student
 
 import cloze
+from cloze.comparison.statistics import mean_interval
 
 SHARES = (0.125, 0.25, 0.5)  # of the steps from new weights
 COMMON = (
@@ -90,13 +90,6 @@ def train(name: str, seed: int, arguments: argparse.Namespace) -> None:
     write_json(arguments.out / f"{name}-{seed}.json", content, precision="bf16")
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95% t interval."""
-    n = len(values)
-    half = math.inf if n < 2 else student.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return statistics.fmean(values), float(half)
-
-
 def fraction(losses: list[tuple[float, float]], target: float) -> float:
     """Share of the steps at which (share, loss) pairs, ascending, come down to the target; inf: never."""
     before: tuple[float, float] | None = None
@@ -122,11 +115,12 @@ def table(folder: Path) -> list[str]:
         both = sorted(own.keys() & other.keys())
         if not both:
             return f"| {name} | | | |"
-        mean, half = interval([own[s] - other[s] for s in both])
+        mean, low, high = mean_interval([own[s] - other[s] for s in both]).as_dict().values()
         losses = [own[s] for s in both]
         spread = f" ± {statistics.stdev(losses):.3f}" if len(both) > 1 else ""
         start = f"| {name} | {len(both)} | {statistics.fmean(losses):.3f}{spread} "
-        return f"{start}| {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] |"
+        brackets = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
+        return f"{start}| {mean:+.3f}{brackets} |"
 
     lines = ["| run | seeds | held-out loss | difference, 95% |", "|---|---|---|---|"]
     against = {n: f"scratch-{n.split('-')[1]}" for n in arms() if n.startswith(("scratch", "to"))}

@@ -4,7 +4,8 @@
 
 1. Time of a step of rts and of mlm with the same model, in turn, medians of rounds and their ratio.
 2. electra with its loss on all tokens and on the hidden ones alone, with paired seeds: AUC over all held-out
-   tokens, on each arm's own fakes and on those of the first arm's generator.
+   tokens, on each arm's own fakes and on those of the first arm's generator. --start "RUNS/mlm-{seed}/model"
+   goes on from trained models (with --set corruption.width=1 unless they are ELECTRA's); new ones need long.
 3. rts and c-rts with paired seeds: AUC on their own replacements; and the c-rts model on random ones.
 """
 
@@ -38,15 +39,15 @@ from cloze.report.environment import environment
 from cloze.training.loop import Trainer
 from cloze.training.state import State, restore_tensors
 
+NEW = ("model.layers=4", "model.width=128", "tokenizer.vocabulary=8192")
 SMALL = (
-    "model.layers=4",
-    "model.width=128",
-    "tokenizer.vocabulary=8192",
     "training.precision=bf16",
     "training.phases=[{share: 1.0, length: 128, rows: 16}]",
     "evaluation.variance=false",
     "evaluation.times=1",
 )
+FURTHER: list[str] = []  # --set
+START: list[str] = []  # --start
 ROWS, LENGTH = 16, 128
 
 
@@ -88,13 +89,18 @@ def step_times(rounds: int) -> dict[str, Any]:
 
 def trained(recipe: str, data: str, budget: str, seed: int, *sets: str) -> tuple[Parts, Detection]:
     """A run's parts with its method as training left it."""
-    overrides = [*SMALL, *sets, f"seed={seed}"]
+    model = START[0].format(seed=seed) if START else None
+    overrides = [*(NEW if model is None else ()), *SMALL, *FURTHER, *sets, f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
-        run = cloze.pretrain(recipe, data, Path(folder) / "run", budget, overrides=overrides)
-        last = max((run.folder / "checkpoints").iterdir())
-        tensors = load_file(last / "training.safetensors")
-        chosen = load_recipe(str(run.folder / "recipe.yaml"))
-        parts = assemble(chosen, open_text(chosen, [], None), torch.device("cpu"))
+        run = cloze.pretrain(recipe, data, Path(folder) / "run", budget, model=model, overrides=overrides)
+        return opened(run.folder)
+
+
+def opened(run: Path) -> tuple[Parts, Detection]:
+    """A finished run's parts with its method."""
+    tensors = load_file(max((run / "checkpoints").iterdir()) / "training.safetensors")
+    chosen = load_recipe(str(run / "recipe.yaml"))
+    parts = assemble(chosen, open_text(chosen, [], None), torch.device("cpu"))
     restore_tensors(tensors, parts.method, [])
     assert isinstance(parts.method, Detection)
     return parts, parts.method.eval()
@@ -166,18 +172,23 @@ def main() -> None:
     parser.add_argument("--budget", default="1Mtok")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--parts", default="step,all,hard")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the runs")
+    parser.add_argument("--start", help="models that the runs of experiments 2 and 3 go on from")
     options = parser.parse_args()
+    FURTHER.extend(options.set)
+    START.extend([options.start] if options.start else [])
     content = json.loads(options.json.read_text("utf-8")) if options.json.exists() else {}
-    content |= {"settings": list(SMALL), "budget": options.budget, "seeds": options.seeds}
     content["environment"] = environment(torch.device("cpu"), "bf16")
     runs = (options.data, options.budget, options.seeds)
+    settings = [*(() if START else NEW), *SMALL, *options.set]
+    made = {"settings": settings, "start": options.start, "budget": options.budget, "seeds": options.seeds}
     for part in options.parts.split(","):
         if part == "step":
             content["step"] = step_times(options.rounds)
         elif part == "all":
-            content["all_or_hidden"] = all_or_hidden(*runs)
+            content["all_or_hidden"] = made | all_or_hidden(*runs)
         else:
-            content["hard_or_random"] = hard_or_random(*runs)
+            content["hard_or_random"] = made | hard_or_random(*runs)
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(content, indent=1)[-1500:], flush=True)
 

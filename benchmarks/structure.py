@@ -7,7 +7,8 @@ four paragraphs nearby. The encoder is frozen. Two ways to answer: the cosine of
 probe on the first token's output for `[CLS] question [SEP] candidate [SEP]`, trained on questions about the
 training text. Paragraphs are drawn evenly and then sentences, so that right and wrong candidates are of the
 same lengths; two answers that know no model show what is left to guess by. Runs of a seed share weights,
-text and budget.
+text and budget. `--data topics` makes text up: every paragraph is about one of 150 topics, which are twelve
+words each, so that there is something to know which no two sentences need share.
 """
 
 from __future__ import annotations
@@ -54,6 +55,23 @@ class Question:
 
     sentence: str
     candidates: tuple[str, ...]
+
+
+def topics(documents: int, seed: int) -> list[str]:
+    """Made-up texts of ten paragraphs of four sentences, each paragraph with the words of one topic."""
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    words = [a + b for a in syllables for b in syllables][:: len(syllables) ** 2 // (150 * 12)][: 150 * 12]
+    random.Random(0).shuffle(words)  # which words are of one topic is the same in all texts
+    draw = random.Random(f"topics {seed}")
+
+    def sentence(topic: int) -> str:
+        return f"The {' '.join(draw.sample(words[12 * topic : 12 * topic + 12], 6))}."
+
+    def text() -> str:
+        chosen = draw.sample(range(150), 10)
+        return "\n\n".join(" ".join(sentence(topic) for _ in range(4)) for topic in chosen)
+
+    return [text() for _ in range(documents)]
 
 
 def texts_of(path: str) -> list[str]:
@@ -177,8 +195,8 @@ def arm_of(name: str) -> tuple[str, ...]:
 def main() -> None:
     """Train, ask, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", default=BOOKS, help="training text: .jsonl.gz, or cloze:books")
-    parser.add_argument("--test", required=True, help="other documents, .jsonl.gz")
+    parser.add_argument("--data", default=BOOKS, help="training text: .jsonl.gz, cloze:books, or topics")
+    parser.add_argument("--test", help="other documents, .jsonl.gz; not with topics")
     parser.add_argument("--arms", nargs="+", default=["same_paragraph:1:1"])
     parser.add_argument("--budget", default="1Mtok")
     parser.add_argument("--seeds", type=int, default=3)
@@ -186,6 +204,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="overrides of all arms")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
+    made = tempfile.TemporaryDirectory()
+    if arguments.data == "topics":
+        arguments.data, arguments.test = f"{made.name}/train.jsonl.gz", f"{made.name}/test.jsonl.gz"
+        for seed, (path, count) in enumerate(((arguments.data, 2000), (arguments.test, 100))):
+            with gzip.open(path, "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps({"text": text}) + "\n" for text in topics(count, seed))
     asked = {}
     for part, path in (("train", arguments.data), ("test", arguments.test)):
         texts = texts_of(path)
@@ -194,6 +218,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "environment": environment(torch.device("cpu"), "as trained"),
         "budget": arguments.budget,
+        "settings": [*MODEL, *arguments.set],
         "questions": {part: len(found) for part, found in asked.items()},
         "chance": 1 / CANDIDATES,
         "without_model": without_model(asked["test"]),

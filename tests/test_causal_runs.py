@@ -20,6 +20,7 @@ from cloze.evaluation.readings import readable
 from cloze.evaluation.subject import Subject
 from cloze.evaluation.suites.base import Options
 from cloze.evaluation.suites.minimal_pairs import SUITE
+from cloze.fill import fill_blanks
 from cloze.run import resolve
 
 Train = Callable[..., Run]
@@ -130,12 +131,25 @@ def test_a_hybrid_fills_its_blanks_in_the_report(runs: Callable[[str], Run]) -> 
     assert last["losses"].keys() == {"causal/next_token", "main/next_token"}
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", ["causal", "prefix", "meap", "gpt-bert/model"])
 def test_fill_is_refused_in_one_line(name: str, runs: Callable[[str], Run], cloze: Cloze) -> None:
-    result = cloze("fill", runs(name).folder, "The old [MASK].")
+    recipe, _, inner = name.partition("/")  # a folder without its recipe does not say that masks were seen
+    result = cloze("fill", runs(recipe).folder / inner, "The old [MASK].")
     assert result.code == 2
     (line,) = result.err.splitlines()
     assert "a causal language model" in line and "fills no blanks" in line
+
+
+def test_fill_reads_a_hybrid_from_both_sides(runs: Callable[[str], Run], cloze: Cloze) -> None:
+    run = runs("gpt-bert")
+    text = "The old [MASK] mended the stone."
+    assert cloze("fill", run.folder, text).code == 0
+    ((guess,),) = fill_blanks(str(run.folder), text, 1)
+    reader = load(run.folder)
+    before = run.tokenizer(text)["input_ids"].index(run.tokenizer.mask_token_id) - 1
+    read, alone = (reader.logits(text, sees)[before].softmax(-1).max().item() for sees in ("all", "causal"))
+    assert guess.probability == pytest.approx(read, rel=1e-5)
+    assert guess.probability != pytest.approx(alone, rel=1e-5)  # the control
 
 
 def test_fill_goes_on_with_a_beginning(runs: Callable[[str], Run], cloze: Cloze) -> None:

@@ -216,14 +216,16 @@ def prepare(
 @app.command()
 def fill(
     model: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.")],
-    text: Annotated[str, typer.Argument(help="Text with [MASK]; for a causal language model, a beginning.")],
+    text: Annotated[
+        str, typer.Argument(help="Text with [MASK]; or a beginning, for a causal language model.")
+    ],
     top: Annotated[int, typer.Option(min=1, help="Guesses for each blank.")] = 5,
 ) -> None:
     """Fill the blanks of a text; a causal language model goes on with a text instead."""
     from cloze.fill import continuation, fill_blanks, model_folder
     from cloze.models.build import reads_causally
 
-    if reads_causally(model_folder(model)):
+    if "[MASK]" not in text and reads_causally(model_folder(model)):
         out_console.print(continuation(model, text), soft_wrap=True)
         return
     for number, guesses in enumerate(fill_blanks(model, text, top), start=1):

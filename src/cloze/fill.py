@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from cloze.data.loader import special_tokens
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.evaluation.examples import generated
-from cloze.models.build import load_causal_lm, load_masked_lm
+from cloze.models.build import load_causal_lm, load_masked_lm, reads_causally
 from cloze.models.encoder import position_offset
 
 
@@ -46,7 +47,9 @@ def model_folder(run_or_model: str | Path) -> str:
 def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]:
     """The most probable tokens for each blank of `text`, which are [MASK] or the tokenizer's mask token.
 
-    Errors: no blank in the text, a text that is too long, a model without a mask token.
+    A run that trained a decoder with masks as well (`gpt-bert`) reads the text from both sides.
+
+    Errors: no blank in the text, a text that is too long, a model without a mask token, a causal one.
     """
     path = model_folder(run_or_model)
     tokenizer = load_tokenizer(path)
@@ -55,14 +58,8 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
         raise ClozeError(
             f"there is no blank in the text: write [MASK] (or {tokenizer.mask_token}) where one is"
         )
-    model: PreTrainedModel = load_masked_lm(path).eval()
-    encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
-    ids = encoded["input_ids"][0]
-    most = getattr(model.config, "max_position_embeddings", None) or 2**31
-    limit = min(tokenizer.model_max_length, most - position_offset(model.config))
-    if ids.numel() > limit:
-        raise ClozeError(f"the text has {ids.numel():,} tokens, the model takes {limit:,}: shorten it")
-    logits = model(**encoded).logits[0].float()
+    ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
+    logits = _decoded(run_or_model, ids) if reads_causally(path) else _read(path, tokenizer, ids)
     blanks = (ids == tokenizer.mask_token_id).nonzero().flatten().tolist()
     found = []
     for blank in blanks:
@@ -76,6 +73,37 @@ def fill_blanks(run_or_model: str, text: str, top: int = 5) -> list[list[Guess]]
     return found
 
 
+def _read(path: str, tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> Tensor:
+    """[tokens, vocabulary] float32 logits of a masked language model, of `ids` [tokens]."""
+    model = load_masked_lm(path).eval()
+    most = getattr(model.config, "max_position_embeddings", None) or 2**31
+    limit = min(tokenizer.model_max_length, most - position_offset(model.config))
+    if ids.numel() > limit:
+        raise ClozeError(f"the text has {ids.numel():,} tokens, the model takes {limit:,}: shorten it")
+    logits: Tensor = model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).logits
+    return logits[0].float()
+
+
+def _decoded(run_or_model: str, ids: Tensor) -> Tensor:
+    """The same of a decoder, seen from both sides; errors: its run did not train it so."""
+    from cloze.evaluation.readings import readable
+    from cloze.evaluation.subject import Subject
+    from cloze.reading import Reader
+
+    found = readable(Subject(run_or_model))
+    if "masked" not in found.shifts:
+        raise ClozeError(_causal(run_or_model))
+    logits = Reader(found.encoder, model_folder(run_or_model)).logits(ids)
+    return logits.roll(found.shifts["masked"], 0).cpu()
+
+
+def _causal(name: str) -> str:
+    return (
+        f"{name}: a causal language model, which predicts next tokens and fills no blanks: give the "
+        "beginning of a text without [MASK], and it goes on with it"
+    )
+
+
 def continuation(run_or_model: str, text: str, count: int = 30) -> str:
     """A text with what a causal language model goes on with: the most probable token, `count` times.
 
@@ -84,10 +112,7 @@ def continuation(run_or_model: str, text: str, count: int = 30) -> str:
     path = model_folder(run_or_model)
     tokenizer = load_tokenizer(path, needs_mask=False)
     if "[MASK]" in text or (tokenizer.mask_token is not None and tokenizer.mask_token in text):
-        raise ClozeError(
-            f"{path}: a causal language model, which predicts next tokens and fills no blanks: give the "
-            "beginning of a text without [MASK], and it goes on with it"
-        )
+        raise ClozeError(_causal(path))
     model = load_causal_lm(path).eval()
     _, behind = special_tokens(tokenizer)
     ids = tokenizer(text)["input_ids"]

@@ -41,7 +41,8 @@ err_console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 DataOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--data", help="File, folder, glob, store or hub id; repeat it, and weight as NAME=0.7:PATH."
+        "--data",
+        help="File, folder, glob, address, store or hub id; repeat it, and weight as NAME=0.7:PATH.",
     ),
 ]
 TextField = Annotated[str | None, typer.Option(help="Column of the text, where it cannot be guessed.")]

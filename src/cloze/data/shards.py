@@ -103,41 +103,44 @@ def merge(out: Path) -> Store:
     Errors: no shards, or a shard that is missing, unfinished, there twice, damaged, or not of the same text,
     tokenizer, options, version and number of shards as the others.
     """
-    shards = _read(out)
-    store = Store.open(out) if (out / INDEX).exists() else None
-    if not shards:
-        if store is not None:
-            return store
-        raise ClozeError(f"{out}: no shards here; cloze prepare --shard 1/N --out {out} makes one of them")
-    first = _checked(out, shards)
-    if store is None:
-        parts = [part | {"folder": folder} for folder, about in shards.items() for part in about["parts"]]
-        counts = _counts(shards)
-        _complete(out, parts, counts)
-        content = contents(parts, counts)
-        ordered = sorted(parts, key=lambda p: (p["block"], p["turn"]))
-        try:
-            for part, listed in zip(ordered, content["parts"], strict=True):
-                _link(part["folder"] / part["file"], out / listed["file"])
-            shutil.copytree(next(iter(shards)) / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-        except OSError as error:
-            raise ClozeError(f"{out}: cannot be merged ({error}); merge again") from None
-        finish(out, content, first["fingerprint"], first["key"], first["vocabulary"])
+    folders = sorted(out.glob("shard-*-of-*"))
+    if (out / INDEX).exists():  # merged before, and perhaps stopped while the shards were deleted
         store = Store.open(out)
-    elif store.key != first["key"]:
-        raise ClozeError(f"{out}: holds a store of other data than its shards; delete one or the other")
-    for folder in shards:
-        (folder / SHARD).unlink()  # first: what is left of a shard is none
+        if any((_index(folder / SHARD) or {}).get("key", store.key) != store.key for folder in folders):
+            raise ClozeError(f"{out}: holds a store of other data than its shards; delete one or the other")
+    elif not folders:
+        raise ClozeError(f"{out}: no shards here; cloze prepare --shard 1/N --out {out} makes one of them")
+    else:
+        _join(out, _read(folders))
+        store = Store.open(out)
+    for folder in folders:
         shutil.rmtree(folder)
     return store
 
 
-def _read(out: Path) -> dict[Path, dict[str, Any]]:
-    """The shards in a folder, by their own folders. Errors: one that is unfinished or cannot be read."""
+def _join(out: Path, shards: dict[Path, dict[str, Any]]) -> None:
+    """Make the store of shards that add up."""
+    first = _checked(out, shards)
+    counts = _counts(shards)
+    parts = [part | {"folder": folder} for folder, about in shards.items() for part in about["parts"]]
+    parts.sort(key=lambda part: (part["block"], part["turn"]))
+    _complete(out, parts, counts)
+    content = contents(parts, counts)
+    try:
+        for left in (*out.glob("part-*.arrow"), *out.glob(".part-*.tmp")):  # by a merge that was stopped
+            left.unlink()
+        for part, listed in zip(parts, content["parts"], strict=True):
+            _link(part["folder"] / part["file"], out / listed["file"])
+        shutil.copytree(next(iter(shards)) / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    except OSError as error:
+        raise ClozeError(f"{out}: cannot be merged ({error}); merge again") from None
+    finish(out, content, first["fingerprint"], first["key"], first["vocabulary"])
+
+
+def _read(folders: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """What each shard says of itself. Errors: one that is unfinished or cannot be read."""
     found = {}
-    for folder in sorted(
-        path for path in out.glob("*/") if (path / SHARD).exists() or (path / PARTIAL).exists()
-    ):
+    for folder in folders:
         about = _index(folder / SHARD)
         if about is None:
             raise ClozeError(f"{folder}: this shard is unfinished; prepare it again, it goes on from there")
@@ -160,10 +163,10 @@ def _checked(out: Path, shards: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     (first_folder, first), *others = shards.items()
     for folder, about in others:
         for name, what in _SAME.items():
-            if about[name] != first[name]:
+            if about.get(name) != first.get(name):
                 raise ClozeError(
-                    f"{folder}: {what} ({_short(about[name])}) than {first_folder.name} "
-                    f"({_short(first[name])}); delete the wrong one"
+                    f"{folder}: {what} ({_short(about.get(name))}) than {first_folder.name} "
+                    f"({_short(first.get(name))}); delete the wrong one"
                 )
     numbers: dict[int, Path] = {}
     for folder, about in shards.items():
@@ -214,10 +217,7 @@ def _complete(out: Path, parts: Iterable[dict[str, Any]], counts: dict[int, list
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it: whole, under its name, or not at all."""
-    if target.exists() and os.path.samefile(source, target):
-        return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
     except OSError:  # no links here

@@ -5,8 +5,8 @@
 Makes the store from random ids with the store's own writer (900 MB on disk; its first opening writes an index
 of 300 MB more), then in fresh processes, without the time of imports:
   first     the first opening: finds the held-out part, packs rows of 128, counts tokens; all of it is kept
-  store     `Store.open`
-  corpus    all that `cloze pretrain` does with the store before it draws the first batch
+  open      `store`: seconds of `Store.open`; `corpus`: of all that `cloze pretrain` does with the store before
+            it draws the first batch; again and again in one process
   draw      batches of random rows, nothing else: memory at the start and at the end
   train     `cloze pretrain` of a tiny model: memory at a tenth of the steps and at the end
 Memory is in MB. `anonymous` is what the process itself has; `mapped` is pages of files that the system takes
@@ -107,13 +107,19 @@ def opened(folder: Path) -> Any:
     return corpus.loader(layout, 0)
 
 
-def measure(arm: str, folder: Path, steps: int) -> dict[str, Any]:
+def opening(what: str, folder: Path) -> float:
+    """Seconds until it is open."""
+    begin = time.perf_counter()
+    Store.open(folder) if what == "store" else opened(folder)
+    return time.perf_counter() - begin
+
+
+def measure(arm: str, folder: Path, steps: int, rounds: int) -> dict[str, Any]:
     """One arm, in this process."""
     before = memory()
     begin = time.perf_counter()
-    if arm == "store":
-        store = Store.open(folder)
-        return {"seconds": time.perf_counter() - begin, "documents": len(store)}
+    if arm == "open":
+        return {name: [opening(name, folder) for _ in range(rounds)] for name in ("store", "corpus")}
     if arm == "train":
         return train(folder, steps)
     loader = opened(folder)
@@ -185,12 +191,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often it is opened")
     parser.add_argument("--folder", type=Path, help="where the store is kept, or is found; default: nowhere")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
-    parser.add_argument(
-        "--one", choices=["first", "store", "corpus", "draw", "train"], help=argparse.SUPPRESS
-    )
+    parser.add_argument("--one", choices=["first", "open", "draw", "train"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        options.json.write_text(json.dumps(measure(options.one, options.folder, options.steps)), "utf-8")
+        options.json.write_text(
+            json.dumps(measure(options.one, options.folder, options.steps, options.rounds)), "utf-8"
+        )
         return
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or Path(place) / "store"
@@ -202,16 +208,14 @@ def main() -> None:
         print(f"{size / 1e6:,.0f} MB, made in {made:.0f} s", flush=True)
 
         def one(arm: str) -> dict[str, Any]:
-            found = script(Path(__file__).name, "--one", arm, "--folder", folder, "--steps", options.steps)
+            sizes = ("--steps", options.steps, "--rounds", options.rounds)
+            found = script(Path(__file__).name, "--one", arm, "--folder", folder, *sizes)
             print(arm, json.dumps(found), flush=True)
             return found
 
         result: dict[str, Any] = {"documents": options.documents, "bytes": size, "first": one("first")}
-        for arm in ("store", "corpus"):
-            rounds = [one(arm) for _ in range(options.rounds)]
-            result[arm] = spread([found["seconds"] for found in rounds])
-            if arm == "corpus":
-                result["corpus_memory"] = rounds[0]["after"]
+        found = one("open")
+        result |= {name: spread(found[name]) for name in ("store", "corpus")}
         result |= {arm: one(arm) for arm in ("draw", "train")}
         totals = Store.open(folder).totals
     write_json(options.json, result | {"totals": totals})

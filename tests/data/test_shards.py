@@ -128,8 +128,10 @@ def test_blocks_change_neither_records_nor_the_held_out_part(
     texts: Path, whole: Path, bpe: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """Against a store of one block, as it is made of documents from Python."""
-    one = prepare(read(Source(path=str(texts))), bpe, tmp_path, fingerprint="f", workers=1, part_chars=PART)
-    store = Store.open(whole)
+    one = prepare(
+        read(Source(path=str(texts))), bpe, tmp_path / "one", fingerprint="f", workers=1, part_chars=PART
+    )
+    store = Store.open(shutil.copytree(whole, tmp_path / "whole"))
     assert [store.tokens(r).tolist() for r in range(len(store))] == [
         one.tokens(r).tolist() for r in range(len(one))
     ]

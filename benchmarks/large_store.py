@@ -5,8 +5,8 @@
 Makes the store from random ids with the store's own writer (900 MB on disk; its first opening writes an index
 of 300 MB more), then in fresh processes, without the time of imports:
   first     the first opening: finds the held-out part, packs rows of 128, counts tokens; all of it is kept
-  open      `store`: seconds of `Store.open`; `corpus`: of all that `cloze pretrain` does with the store before
-            it draws the first batch; again and again in one process
+  open      `store`: seconds of `Store.open`; `corpus`: of all that `cloze pretrain` does with the store
+            before it draws the first batch; again and again in one process
   draw      batches of random rows, nothing else: memory at the start and at the end
   train     `cloze pretrain` of a tiny model: memory at a tenth of the steps and at the end
 Memory is in MB. `anonymous` is what the process itself has; `mapped` is pages of files that the system takes

@@ -85,7 +85,8 @@ class Data(Config):
     """What is trained on.
 
     Attributes:
-        sources: paths, globs, addresses, hub ids or stores, each with a weight; "news=0.7:news.jsonl" for short.
+        sources: paths, globs, addresses, hub ids or stores, each with a weight; "news=0.7:news.jsonl" for
+            short.
         text_field: name of the text column; guessed when there is only one.
         split_text: how .txt and .md files become documents.
         heldout: what is not trained on.

@@ -140,7 +140,8 @@ MEANINGS = {
     "Recipe.stages": "which methods are trained when, one after the other",
     "Recipe.training": "steps, batch, optimiser, files",
     "Recipe.evaluation": "the held-out loss",
-    "Source.path": "file, folder, glob, saved or hub dataset, store, or `cloze:books` (in the package)",
+    "Source.path": "file, folder, glob, address (`s3://…`), saved or hub data set, store, or `cloze:books` "
+    "(in the package)",
     "Source.name": "a label for mixtures",
     "Source.weight": "share of rows that come from here, relative to the other sources",
     "Source.config": "configuration of a hub dataset",

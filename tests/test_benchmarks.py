@@ -194,6 +194,18 @@ def test_a_tokenizer_has_exactly_the_ids_asked_for(corpus: Path, tmp_path: Path,
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text.lower()
 
 
+def test_a_large_store_is_a_store(tmp_path: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = benchmark("large_store")
+    monkeypatch.setattr(large, "PART", 3_000)
+    large.write(tmp_path / "store", 10_000, 320)
+    loader = large.opened(tmp_path / "store")
+    store = loader.sources[0].store
+    assert [store.document(record) for record in (0, 2_999, 3_000, 9_999)] == [0, 2_999, 3_000, 9_999]
+    assert len(store) == store.totals["documents"] == 10_000
+    assert loader.batch(0, 4).ids.max() < 320
+    assert set(large.memory()) == {"all", "anonymous", "mapped", "peak"}
+
+
 def test_speed_leaves_the_warm_up_out(benchmark: Any) -> None:
     common = benchmark("common")
     slow_start = [(5, 50.0, 500), (10, 100.0, 1000), (20, 101.0, 2000), (30, 102.0, 3000)]

@@ -41,7 +41,8 @@ err_console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 DataOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--data", help="File, folder, glob, store or hub id; repeat it, and weight as NAME=0.7:PATH."
+        "--data",
+        help="File, folder, glob, address, store or hub id; repeat it, and weight as NAME=0.7:PATH.",
     ),
 ]
 TextField = Annotated[str | None, typer.Option(help="Column of the text, where it cannot be guessed.")]
@@ -176,8 +177,8 @@ def pretrain(
 
 @app.command()
 def prepare(
-    data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    data: DataOption = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id; default: one is trained.")] = None,
     vocabulary: Annotated[int, typer.Option(help="Size of a trained tokenizer.")] = 16384,
     algorithm: Annotated[str, typer.Option(help="bpe, wordpiece or characters.")] = "bpe",
@@ -187,13 +188,23 @@ def prepare(
     text_field: TextField = None,
     split_text: Split = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="On one of many machines: 2/8 is the second of eight shards.")
+    ] = None,
+    join: Annotated[bool, typer.Option("--merge", help="Make one store of the shards in OUT.")] = False,
 ) -> None:
     """Tokenise text once, into a store that `pretrain --data STORE` reads."""
     from cloze.data.corpus import make_store
+    from cloze.data.shards import merge
 
+    if join:
+        if data or shard:
+            raise ClozeError("--merge reads nothing but the shards in OUT: leave --data and --shard out")
+        _print_totals(str(out), merge(out).totals)
+        return
     with ExitStack() as stack:
         terminal = _terminal(stack)
-        store = make_store(
+        totals = make_store(
             data or [],
             out,
             tokenizer=tokenizer,
@@ -204,10 +215,16 @@ def prepare(
             split_text=split_text or "paragraphs",
             workers=workers,
             progress=terminal.reading,
+            shard=shard,
         )
-    totals = store.totals
+    _print_totals(str(out) if shard is None else f"{out}, shard {shard}", totals)
+
+
+def _print_totals(name: str, totals: dict[str, int]) -> None:
+    """One line on what is in a store, or a shard, which does not know its documents."""
+    kind = "documents" if "documents" in totals else "records"
     out_console.print(
-        f"{out}: {totals['documents']:,} documents, {totals['tokens']:,} tokens, "
+        f"{name}: {totals[kind]:,} {kind}, {totals['tokens']:,} tokens, "
         f"{totals['chars'] / max(1, totals['tokens']):.2f} characters a token",
         soft_wrap=True,
     )

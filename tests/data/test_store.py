@@ -82,7 +82,7 @@ def test_parts_and_lengths_and_dataset_agree(store: Store) -> None:
             assert part.documents[index] == store.dataset[record]["document"]
             record += 1
     assert record == len(store) == store.dataset.num_rows
-    numbers = np.concatenate([part.documents for part in store.parts()])
+    numbers = np.concatenate([part.first_document + part.documents for part in store.parts()])
     assert numbers.tolist() == [number for number in range(len(store) + 1) if number != len(store) - 4]
 
 

@@ -18,10 +18,12 @@ from pydantic import Field, ValidationError, field_validator
 from transformers import PreTrainedTokenizerFast
 
 from cloze.config import Config, PathText
-from cloze.data.files import TextSplit, find, looks_local
+from cloze.data.blocks import PART_CHARS, Shard, blocks_of
+from cloze.data.files import TextSplit, find_all
 from cloze.data.heldout import HeldOut
 from cloze.data.loader import Loader, special_tokens
 from cloze.data.prepare import prepare
+from cloze.data.remote import size_of
 from cloze.data.rows import (
     Layout,
     Rows,
@@ -32,7 +34,8 @@ from cloze.data.rows import (
     shared_text,
 )
 from cloze.data.sections import section_hash, split_sections
-from cloze.data.sources import Source, fingerprint, read
+from cloze.data.shards import write_shard
+from cloze.data.sources import Source, fingerprint, names_files, read
 from cloze.data.store import INDEX, Store
 from cloze.data.tokenizer_training import train_tokenizer
 from cloze.data.tokenizers import (
@@ -48,6 +51,7 @@ from cloze.errors import ClozeError
 log = logging.getLogger("cloze")
 EXTENSION_SAMPLE = 20_000_000  # characters that new tokens are learnt from
 
+_NOTHING = "no text is given: use --data PATH (a file, folder, glob, store, address or hub id)"
 Progress = Callable[[str, int, int], None]  # what is done, characters, tokens: each since the last call
 
 
@@ -81,7 +85,8 @@ class Data(Config):
     """What is trained on.
 
     Attributes:
-        sources: paths, globs, hub ids or stores, each with a weight; "news=0.7:news.jsonl" for short.
+        sources: paths, globs, addresses, hub ids or stores, each with a weight; "news=0.7:news.jsonl" for
+            short.
         text_field: name of the text column; guessed when there is only one.
         split_text: how .txt and .md files become documents.
         heldout: what is not trained on.
@@ -199,7 +204,7 @@ def open_corpus(
     """
     sources: list[Any] = [*data.sources, *objects]
     if not sources:
-        raise ClozeError("no text is given: use --data PATH (a file, folder, glob, store or hub id)")
+        raise ClozeError(_NOTHING)
     tokenizer = _tokenizer(data, sources, choice, model_path)
     if tokenizer.pad_token_id is None:
         raise ClozeError(
@@ -309,7 +314,7 @@ def _store(data: Data, source: Any, tokenizer: PreTrainedTokenizerFast, progress
     print_ = _fingerprint(data, source)
     folder = _cache(data) / "stores" / _digest([print_, identity(tokenizer)])
     return prepare(
-        read(source, data.split_text, data.text_field),
+        blocks_of([source], data.split_text, data.text_field),
         tokenizer,
         folder,
         fingerprint=print_,
@@ -331,11 +336,11 @@ def source_tokens(data: Data, source: Source) -> tuple[str, int]:
     if folder is not None:
         tokens = Store.open(folder).totals["tokens"]
         return f"{source.path}: {tokens:,} tokens", tokens
-    if not looks_local(source.path):
+    if not names_files(source.path):
         return f"{source.path}: a hub data set of unknown size", 0
-    sizes = [(p, p.stat().st_size) for p in find(source.path)]
+    sizes = [(file, size_of(file)) for file in find_all(source.path)]
     # Compressed text is about a third of its size; Parquet is compressed inside.
-    text = sum(size * (3 if p.suffix in (".gz", ".zst", ".parquet") else 1) for p, size in sizes)
+    text = sum(size * (3 if file.suffix in (".gz", ".zst", ".parquet") else 1) for file, size in sizes)
     files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}"
     return f"{source.path}: {files}, about {text / 1e6:,.1f} MB or {text / 4e6:,.1f} M tokens", text // 4
 
@@ -374,7 +379,9 @@ def make_store(
     add_mask_token: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> Store:
+    shard: str | None = None,
+    part_chars: int = PART_CHARS,
+) -> dict[str, int]:
     """Tokenise sources into one store in the folder `out` (the command `cloze prepare`).
 
     Args:
@@ -382,6 +389,10 @@ def make_store(
         tokenizer: folder or hub id; None trains one of `vocabulary` tokens by `algorithm`.
         add_mask_token: to a tokenizer that has no mask or padding token.
         workers: processes; None is one per core.
+        shard: "2/8" makes the second of eight shards of the store instead, for `cloze.data.shards.merge`.
+        part_chars: characters of a part; the same for all shards.
+
+    Returns: `records`, `tokens` and `chars` of the store or shard, and of a store `documents`.
     """
     try:
         given = {"sources": list(sources), "text_field": text_field, "split_text": split_text, "store": None}
@@ -394,13 +405,18 @@ def make_store(
         raise ClozeError(
             f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})"
         ) from error
+    if not data.sources:
+        raise ClozeError(_NOTHING)
+    part = None if shard is None else Shard.parse(shard)
     loaded = _tokenizer(data, data.sources, choice, None)
     name = ", ".join(s.path for s in data.sources)
-    return prepare(
-        chain.from_iterable(read(s, data.split_text, data.text_field) for s in data.sources),
-        loaded,
-        out,
-        fingerprint=_digest([_fingerprint(data, s) for s in data.sources]),
-        workers=workers,
-        progress=None if progress is None else lambda chars, tokens: progress(name, chars, tokens),
-    )
+    blocks = blocks_of(data.sources, data.split_text, data.text_field, part_chars)
+    common: dict[str, Any] = {
+        "fingerprint": _digest([_fingerprint(data, s) for s in data.sources]),
+        "workers": workers,
+        "part_chars": part_chars,
+        "progress": None if progress is None else lambda chars, tokens: progress(name, chars, tokens),
+    }
+    if part is not None:
+        return write_shard(blocks, loaded, out, part, **common)
+    return prepare(blocks, loaded, out, **common).totals

@@ -1,4 +1,4 @@
-"""Local files as records: which files a path means, and how each text format is read.
+"""Files as records: which files a path means, and how each text format is read.
 
 Line formats are read here, not through `datasets`: its JSON reader quietly turns a column of mixed types into
 JSON-quoted strings, its errors name no line, and it is several times slower on lines as long as books.
@@ -20,9 +20,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-
 from cloze.data.embedded import BOOKS, books
+from cloze.data.remote import File, is_address, listed, unpacked
 from cloze.errors import ClozeError
 
 Row = dict[str, object]
@@ -40,7 +39,7 @@ _BOM = b"\xef\xbb\xbf"
 _log = logging.getLogger(__name__)
 
 
-def ending(path: Path) -> str | None:
+def ending(path: File) -> str | None:
     """The format of a file by its name, ".jsonl" for "a.jsonl.gz"; None if it is not one of `ENDINGS`."""
     name = path.name.lower()
     packed = name.endswith(tuple(_COMPRESSED))
@@ -65,6 +64,23 @@ def looks_local(path: str) -> bool:
     ):
         return True
     return path.startswith(".") or os.path.isdir(place.parent)
+
+
+def find_all(path: str) -> list[File]:
+    """The files that `find` gives, or those at an address that fsspec knows."""
+    if not is_address(path):
+        return [*find(path)]
+    there = listed(path)
+    known = [file for file in there if ending(file) and not _hidden(Path(file.name))]
+    full = [file for file in known if file.size]
+    if not full:
+        what = (
+            "no file there" if not there else "no readable file there" if not known else "all files are empty"
+        )
+        raise ClozeError(f"{path}: {what}; accepted are {_ACCEPTED}")
+    if len(full) < len(known):
+        _log.warning("%s: %d empty files left out", path, len(known) - len(full))
+    return [*full]
 
 
 def find(path: str) -> list[Path]:
@@ -103,7 +119,7 @@ def find(path: str) -> list[Path]:
     return full
 
 
-def rows(path: Path, text_split: TextSplit) -> Iterator[Row]:
+def rows(path: File, text_split: TextSplit) -> Iterator[Row]:
     """The records of one file that is not parquet; a text file's have the one field "text".
 
     Raises ClozeError for broken archives, text that is not UTF-8 and malformed lines, naming the line.
@@ -130,14 +146,14 @@ def _nearest(place: Path) -> str:
     return f"; there is {', '.join(close)} in {parent}" if close else f"; the folder {parent} is empty"
 
 
-def text_lines(path: Path) -> Iterator[str]:
+def text_lines(path: File) -> Iterator[str]:
     """Lines of an UTF-8 file, unpacked as they are read, each with its line end as "\\n".
 
     Errors: a line of more than `LONGEST` bytes, so that memory stays flat whatever an archive holds.
     """
     number, packed = 0, _COMPRESSED.get(path.suffix.lower())
     try:
-        with io.BufferedReader(pa.input_stream(str(path), compression=packed), 1 << 20) as file:
+        with io.BufferedReader(unpacked(path, packed), 1 << 20) as file:
             for number, line in enumerate(iter(partial(file.readline, LONGEST + 1), b""), start=1):
                 if len(line) > LONGEST:
                     raise ClozeError(
@@ -158,7 +174,7 @@ def text_lines(path: Path) -> Iterator[str]:
         raise ClozeError(f"{path}: cannot be read after line {number}: {error}") from None
 
 
-def _texts(path: Path, text_split: TextSplit) -> Iterator[str]:
+def _texts(path: File, text_split: TextSplit) -> Iterator[str]:
     lines = text_lines(path)
     if text_split == "file":
         yield from _pieces(lines)
@@ -184,7 +200,7 @@ def _pieces(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(piece)
 
 
-def _record(path: Path, number: int, line: str) -> Row:
+def _record(path: File, number: int, line: str) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -194,13 +210,13 @@ def _record(path: Path, number: int, line: str) -> Row:
     return row
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: File) -> Iterator[Row]:
     for number, line in enumerate(text_lines(path), start=1):
         if not line.isspace():
             yield _record(path, number, line)
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _json(path: File) -> Iterator[Row]:
     """A .json file: an object a line, or (read as a whole) one array of objects, or one object."""
     first = next((line for line in text_lines(path) if not line.isspace()), "")
     try:
@@ -227,7 +243,7 @@ def _json(path: Path) -> Iterator[Row]:
         yield row
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: File) -> Iterator[Row]:
     csv.field_size_limit(LONGEST)
     reader = csv.reader(text_lines(path), strict=True)
     try:
@@ -239,7 +255,7 @@ def _csv(path: Path) -> Iterator[Row]:
         raise ClozeError(f"{path}: line {reader.line_num} is not CSV ({error})") from None
 
 
-def _tsv(path: Path) -> Iterator[Row]:
+def _tsv(path: File) -> Iterator[Row]:
     """Tab-separated text with a header and no quoting."""
     lines = enumerate(text_lines(path), start=1)
     header = next((line for _, line in lines), "").rstrip("\n").split("\t")
@@ -248,7 +264,7 @@ def _tsv(path: Path) -> Iterator[Row]:
             yield _row(path, number, header, line.rstrip("\n").split("\t"))
 
 
-def _row(path: Path, number: int, header: list[str], fields: list[str]) -> Row:
+def _row(path: File, number: int, header: list[str], fields: list[str]) -> Row:
     if len(fields) > len(header):
         raise ClozeError(f"{path}: line {number} has {len(fields)} fields, the header names {len(header)}")
     return dict(zip(header, fields, strict=False))

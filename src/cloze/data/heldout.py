@@ -43,6 +43,9 @@ def threshold(sections: Iterable[tuple[np.ndarray, np.ndarray]], config: HeldOut
     for hashes, tokens in sections:
         total += int(tokens.sum())
         shared += int(tokens[hashes <= np.uint64(by_share)].sum())
+        if int(sizes.sum()) >= config.minimum:  # what is greater cannot be among the smallest any more
+            near = hashes <= smallest[-1]
+            hashes, tokens = hashes[near], tokens[near]
         smallest, sizes = np.concatenate([smallest, hashes]), np.concatenate([sizes, tokens])
         order = smallest.argsort(kind="stable")
         smallest, sizes = smallest[order], sizes[order]

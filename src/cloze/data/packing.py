@@ -121,5 +121,5 @@ class Packer:
 
     def pieces(self) -> Pieces:
         """All rows so far."""
-        record, start, length = (np.array(column, np.int64) for column in self._columns)
+        record, start, length = (np.asarray(column, np.int64) for column in self._columns)  # not a copy
         return Pieces(record, start, length, np.append(np.array(self._rows, np.int64), len(self._columns[0])))

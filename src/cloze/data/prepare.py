@@ -1,6 +1,6 @@
 """From documents to a store: tokenise once, with all cores, restartable.
 
-The main process reads and cuts numbered parts; workers tokenise and write them. Parts depend on the
+The main process reads and cuts parts (blocks.py); workers tokenise and write them. Parts depend on the
 documents, the tokenizer and `part_chars` only, so any number of workers writes the same bytes, and a part
 that is there is done.
 """
@@ -11,18 +11,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from cloze.data.sections import split_records
+from cloze.data.blocks import PART_CHARS, Block, Cutter
 from cloze.data.sources import Document
 from cloze.data.store import FORMAT, INDEX, PARTIAL, Store
 from cloze.data.tokenizers import ids_of, save_tokenizer
@@ -31,88 +31,116 @@ from cloze.data.writer import PartCounts, PartWriter, Record, read_counts
 from cloze.errors import ClozeError
 
 Progress = Callable[[int, int], None]
-_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def prepare(
-    documents: Iterable[Document],
+    documents: Iterable[Document] | Sequence[Block],
     tokenizer: PreTrainedTokenizerFast,
     out: str | Path,
     *,
     fingerprint: str,
     workers: int | None = None,
-    part_chars: int = 8_000_000,
+    part_chars: int = PART_CHARS,
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Store:
     """Tokenise `documents` into a store in the folder `out`, and open it.
 
     A finished store with the same fingerprint and tokenizer is returned at once; an interrupted one goes on
-    after its finished parts. `fingerprint` stands for the documents (see `cloze.data.sources.fingerprint`).
-    `workers`: number of processes, by default one per core; 1 works in this process with the tokenizer's own
-    threads. `part_chars`: characters per part file. `progress` gets the characters and tokens of each part as
-    it is finished.
+    after its finished parts. `documents`: one after the other, or as blocks. `fingerprint` stands for them
+    (see `cloze.data.sources.fingerprint`). `workers`: number of processes, by default one per core; 1 works
+    in this process with the tokenizer's own threads. `part_chars`: characters per part file. `progress` gets
+    the characters and tokens of each part as it is finished.
 
     Raises ClozeError if the folder holds something else (or, unless `overwrite`, a finished store of other
     data), if no document has a token, or if a worker fails; finished parts stay then.
     """
     out = Path(out)
-    backend = tokenizer.backend_tokenizer.to_str()
-    key = _key(FORMAT, fingerprint, backend, part_chars)
-    found = _open_same(out, key, overwrite)
+    key = key_of(fingerprint, tokenizer, part_chars)
+    found = open_same(out, key, overwrite)
     if found is not None:
         return found
+    cutter = Cutter(as_blocks(documents), part_chars)
+    parts = write_parts(cutter, tokenizer, out, key, workers, progress)
+    finish(out, contents(parts, cutter.counts), fingerprint, key, len(tokenizer))
+    return Store.open(out)
+
+
+def key_of(fingerprint: str, tokenizer: PreTrainedTokenizerFast, part_chars: int) -> str:
+    """Of the store that these documents and this tokenizer make."""
+    return digest_of(FORMAT, fingerprint, tokenizer.backend_tokenizer.to_str(), part_chars)
+
+
+def as_blocks(documents: Iterable[Document] | Sequence[Block]) -> Sequence[Block]:
+    """Documents that come one after the other are one block."""
+    if isinstance(documents, Sequence) and documents and isinstance(documents[0], Block):
+        return cast(Sequence[Block], documents)
+    return [Block(None, lambda: cast(Iterable[Document], documents))]
+
+
+def write_parts(
+    cutter: Cutter,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    key: str,
+    workers: int | None,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Write the parts that the cutter cuts, and the tokenizer, into a folder; what is there is kept.
+
+    Returns: of each part `file`, `records`, `tokens`, `chars`, `bytes`, `digest`, and where it stands:
+    `block`, `turn` and `first`, as in `Part`.
+    """
     try:
         _claim(out, key)
         save_tokenizer(tokenizer, out / "tokenizer")
     except OSError as error:
         raise ClozeError(f"{out}: cannot be written ({error}); give another folder") from None
     dtype: type[np.unsignedinteger] = np.uint16 if ids_of(tokenizer) <= 2**16 else np.uint32
-    numbering = _Numbering(documents, part_chars)
-    done = _run(iter(numbering), (backend, dtype), out, workers or _cores(), progress)
-    parts: list[dict[str, Any]] = [
-        {"file": _name(number), "records": c.records, "tokens": c.tokens, "chars": c.chars}
-        | {"bytes": (out / _name(number)).stat().st_size, "digest": c.digest}
+    places: list[tuple[int, int, int]] = []
+
+    def records() -> Iterator[list[Record]]:
+        for part in cutter:
+            places.append((part.block, part.turn, part.first))
+            yield part.records
+
+    spec = tokenizer.backend_tokenizer.to_str(), dtype
+    done = _run(records(), spec, out, workers or _cores(), progress)
+    return [
+        {"file": part_name(number), "records": c.records, "tokens": c.tokens, "chars": c.chars}
+        | {"bytes": (out / part_name(number)).stat().st_size, "digest": c.digest}
+        | dict(zip(("block", "turn", "first"), places[number], strict=True))
         for number, c in sorted(done.items())
     ]
-    totals = {name: sum(part[name] for part in parts) for name in ("records", "tokens", "chars")}
-    if not totals["tokens"]:
+
+
+def contents(parts: Iterable[dict[str, Any]], counts: dict[int, list[int]]) -> dict[str, Any]:
+    """`totals` and `parts` of the index of a whole store: parts in order, each with its first document."""
+    offsets, documents = {}, 0
+    for block in sorted(counts):
+        offsets[block] = documents
+        documents += counts[block][0]
+    listed = [
+        {
+            "file": part_name(number),
+            "first_document": offsets[part["block"]] + part["first"],
+            **{name: part[name] for name in ("records", "tokens", "chars", "bytes", "digest")},
+        }
+        for number, part in enumerate(sorted(parts, key=lambda p: (p["block"], p["turn"])))
+    ]
+    totals = {name: sum(part[name] for part in listed) for name in ("records", "tokens", "chars")}
+    return {"totals": totals | {"documents": documents}, "parts": listed}
+
+
+def finish(out: Path, content: dict[str, Any], fingerprint: str, key: str, vocabulary: int) -> None:
+    """Write the index, which makes a store of a folder with parts. Errors: there is no token in them."""
+    if not content["totals"]["tokens"]:
         raise ClozeError(
             f"{out}: nothing to store, no document gave a single token; look at the data and tokenizer"
         )
-    index = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "key": key,
-        "vocabulary": len(tokenizer),
-        "totals": totals | {"documents": numbering.documents},
-        "parts": parts,
-    }
-    _write_json(out / INDEX, index)
+    head = {"format": FORMAT, "fingerprint": fingerprint, "key": key, "vocabulary": vocabulary}
+    write_json(out / INDEX, head | content)
     (out / PARTIAL).unlink(missing_ok=True)
-    return Store.open(out)
-
-
-class _Numbering:
-    """Iterates over parts (lists of records), and counts the documents on the way."""
-
-    def __init__(self, source: Iterable[Document], part_chars: int) -> None:
-        self.source, self.part_chars, self.documents = source, part_chars, 0
-
-    def __iter__(self) -> Iterator[list[Record]]:
-        part: list[Record] = []
-        size = 0
-        for document in self.source:
-            meta = _to_json(document.meta)
-            for text in split_records(document.text):
-                part.append(Record(self.documents, text, meta))
-                size += len(text)
-                if size >= self.part_chars:
-                    yield part
-                    part, size = [], 0
-            self.documents += 1
-        if part:
-            yield part
 
 
 def _run(
@@ -128,7 +156,7 @@ def _run(
 
     def missing(parts: Iterable[list[Record]]) -> Iterator[tuple[int, list[Record]]]:
         for number, records in enumerate(parts):
-            counts = _finished(out / _name(number))
+            counts = _finished(out / part_name(number))
             if counts is None:
                 yield number, records
             else:
@@ -142,10 +170,10 @@ def _run(
             writer = PartWriter(Tokenizer.from_str(spec[0]), spec[1])
             for number, records in numbered:
                 with one_line_errors(out):
-                    counts = writer.write(records, out / _name(number))
+                    counts = writer.write(records, out / part_name(number))
                 finish(number, counts)
     else:
-        run_pool(((n, records, out / _name(n)) for n, records in numbered), spec, out, workers, finish)
+        run_pool(((n, records, out / part_name(n)) for n, records in numbered), spec, out, workers, finish)
     return done
 
 
@@ -167,11 +195,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _key(*parts: object) -> str:
+def digest_of(*parts: object) -> str:
+    """A short name for some things that JSON can write."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def _name(number: int) -> str:
+def part_name(number: int) -> str:
+    """File of a part, in a store or in a shard of one."""
     return f"part-{number:05d}.arrow"
 
 
@@ -182,7 +212,8 @@ def _finished(path: Path) -> PartCounts | None:
         return None
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file, all or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
@@ -191,7 +222,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _open_same(out: Path, key: str, overwrite: bool) -> Store | None:
+def open_same(out: Path, key: str, overwrite: bool = False) -> Store | None:
+    """The finished store of this key in a folder; None: there is none. Errors: one of another key."""
     if not (out / INDEX).exists():
         return None
     try:
@@ -224,7 +256,7 @@ def _claim(out: Path, key: str) -> None:
         for part in out.glob("part-*.arrow"):
             part.unlink()
         shutil.rmtree(out / "tokenizer", ignore_errors=True)
-        _write_json(out / PARTIAL, {"key": key})
+        write_json(out / PARTIAL, {"key": key})
     for leftover in out.glob(".*.tmp"):
         if not _alive(leftover):
             leftover.unlink(missing_ok=True)

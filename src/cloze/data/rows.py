@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +78,19 @@ def _sections(part: PartView) -> tuple[np.ndarray, np.ndarray]:
     return places, np.diff(np.append(places, part.tokens.size))
 
 
-def held_out_threshold(stores: Iterable[Store], config: HeldOut) -> int:
-    """The section hash up to which the sections of these stores are held out."""
+def held_out_threshold(stores: Sequence[Store], config: HeldOut) -> int:
+    """The section hash up to which sections of these stores are held out; kept in the first one's folder."""
+    file = _kept(stores[0], "limit", [[s.key for s in stores], config.share, config.minimum])
+    file = file.with_suffix(".json")
+    if file.is_file():
+        return int(json.loads(file.read_text("utf-8")))
     parts = (part for store in stores for part in store.parts())
-    return threshold(((part.section_hashes, _sections(part)[1]) for part in parts), config)
+    limit = threshold(((part.section_hashes, _sections(part)[1]) for part in parts), config)
+    if os.access(stores[0].folder, os.W_OK):
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(limit), "utf-8")
+        os.replace(temporary, file)
+    return limit
 
 
 def shared_text(stores: Iterable[Store], held_out: Iterable[Store]) -> float:

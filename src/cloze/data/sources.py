@@ -1,4 +1,4 @@
-"""Corpora as streams of documents: local files, saved or hub datasets, and `datasets` objects from Python."""
+"""Corpora as streams of documents: files here or in object stores, hub data sets, `datasets` objects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -16,12 +16,23 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pyarrow import ArrowException
+from pyarrow.parquet import ParquetFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloze.config import PathText
 from cloze.data.embedded import BOOKS
-from cloze.data.files import Row, TextSplit, ending, find, is_saved_dataset, looks_local, rows
+from cloze.data.files import (
+    Row,
+    TextSplit,
+    ending,
+    find_all,
+    is_saved_dataset,
+    looks_local,
+    rows,
+)
 from cloze.data.hub import offline
+from cloze.data.remote import File, is_address, opened, size_of, state_of
 from cloze.errors import ClozeError
 
 if TYPE_CHECKING:
@@ -33,6 +44,8 @@ _TEXT_FIELDS = ("text", "content", "body", "sentence")
 _META_CHARS = 200
 _HEAD = 16
 _BATCH = 64
+HUB = "hf://datasets/"
+_ON_HUB = re.compile(HUB + r"[\w.-]+/[\w.-]+")
 _WEIGHTED = re.compile(r"([\w.-]+)=([^:/\\]*):(.+)", re.DOTALL)
 _log = logging.getLogger(__name__)
 
@@ -49,9 +62,9 @@ class Source(BaseModel):
     """Where a corpus is, and how to read it.
 
     `path`: a file (.txt .md .jsonl .json .csv .tsv .parquet, also .gz or .zst), a folder or glob of such
-    files, a folder written by `datasets.save_to_disk`, or a hub dataset "organisation/name" (with `config`
-    and `split`). `name` and `weight` are for mixtures and do not change what is read. `text_field`: the
-    column of the text.
+    files, either also as an address that fsspec knows (s3://bucket/folder); a folder written by
+    `datasets.save_to_disk`; or a hub data set "organisation/name" (with `config` and `split`). `name` and
+    `weight` are for mixtures and do not change what is read. `text_field`: the column of the text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,7 +88,7 @@ class Source(BaseModel):
         if weighted and not _exists(text):
             values = dict(zip(("name", "weight", "path"), weighted.groups(), strict=True))
         path, _, config = values["path"].rpartition(":")
-        if path and values["path"] != BOOKS and not _exists(values["path"]) and not looks_local(path):
+        if path and values["path"] != BOOKS and not _exists(values["path"]) and not names_files(path):
             values |= {"path": path, "config": config}
         try:
             return cls(**values)
@@ -87,8 +100,77 @@ class Source(BaseModel):
             ) from None
 
 
+def names_files(path: str) -> bool:
+    """Whether a path means files, here or elsewhere, existing or not, rather than a hub data set."""
+    return looks_local(path) if not is_address(path) else not _ON_HUB.fullmatch(path)
+
+
 def _exists(path: str) -> bool:
     return os.path.exists(os.path.expanduser(path))  # which no text is an error for
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One file, or one data set: a name for people, bytes (None: not known), and what gives its records."""
+
+    name: str
+    size: int | None
+    rows: Callable[[], Iterable[Row]]
+
+
+class Reader:
+    """Reads the documents of a source, some streams or all; counts the records without text.
+
+    `streams`: all of the source's. Raises ClozeError if there are no such files.
+    """
+
+    def __init__(self, source: Source | DatasetLike, text_split: TextSplit, text_field: str | None) -> None:
+        self.label = source.path if isinstance(source, Source) else type(source).__name__
+        self.wanted = (source.text_field if isinstance(source, Source) else None) or text_field
+        self.streams = list(_streams(source, text_split))
+        self._read = self._kept = self._skipped = 0
+        self._fields: list[str] = []
+
+    def documents(self, streams: Sequence[Stream]) -> Iterator[Document]:
+        """The documents of some of the streams; each stream is read once."""
+        for stream in streams:
+            rows = iter(stream.rows())
+            head = list(islice(rows, _HEAD))
+            if head:
+                plain = _is_plain(stream.name)
+                field = "text" if plain else _text_column(stream.name, head, self.wanted)
+                self._fields.append(field)
+                yield from self._texts(chain(head, rows), field)
+            self._read += 1
+        if self._read == len(self.streams):
+            self._end()
+
+    def _texts(self, rows: Iterable[Row], field: str) -> Iterator[Document]:
+        for row in rows:
+            text = row.get(field)
+            if isinstance(text, str) and text and not text.isspace():
+                self._kept += 1
+                yield Document(_clean(text), _meta(row, field))
+            else:
+                self._skipped += 1
+
+    def _end(self) -> None:
+        """After the last stream: is there any text, and what was left out?"""
+        if not self._fields:
+            raise ClozeError(f"{self.label}: holds no records")
+        columns = " or ".join(repr(name) for name in dict.fromkeys(self._fields))
+        if not self._kept:
+            raise ClozeError(
+                f"{self.label}: no record has text in {columns}, all {self._skipped:,} are empty or not "
+                "strings"
+            )
+        if self._skipped:
+            _log.warning(
+                "%s: %s records left out, no text in %s (empty, null or not a string)",
+                self.label,
+                f"{self._skipped:,}",
+                columns,
+            )
 
 
 def read(
@@ -102,37 +184,8 @@ def read(
     without text are left out and counted in one logged warning. Raises ClozeError, in one line, for
     everything that cannot be read, and if nothing is left.
     """
-    label = source.path if isinstance(source, Source) else type(source).__name__
-    wanted = (source.text_field if isinstance(source, Source) else None) or text_field
-    kept = skipped = 0
-    fields: list[str] = []
-    for name, records in _streams(source, text_split):
-        stream = iter(records)
-        head = list(islice(stream, _HEAD))
-        if not head:
-            continue
-        fields.append("text" if _is_plain(name) else _text_column(name, head, wanted))
-        for row in chain(head, stream):
-            text = row.get(fields[-1])
-            if isinstance(text, str) and text and not text.isspace():
-                kept += 1
-                yield Document(_clean(text), _meta(row, fields[-1]))
-            else:
-                skipped += 1
-    if not fields:
-        raise ClozeError(f"{label}: holds no records")
-    columns = " or ".join(repr(name) for name in dict.fromkeys(fields))
-    if not kept:
-        raise ClozeError(
-            f"{label}: no record has text in {columns}, all {skipped:,} are empty or not strings"
-        )
-    if skipped:
-        _log.warning(
-            "%s: %s records left out, no text in %s (empty, null or not a string)",
-            label,
-            f"{skipped:,}",
-            columns,
-        )
+    reader = Reader(source, text_split, text_field)
+    yield from reader.documents(reader.streams)
 
 
 def fingerprint(
@@ -146,17 +199,15 @@ def fingerprint(
     parts: list[object] = [text_split, text_field]
     if isinstance(source, Source):
         parts += [source.path, source.config, source.split, source.text_field]
-        if looks_local(source.path):
+        if names_files(source.path):
             place = Path(source.path).expanduser()
-            saved = is_saved_dataset(place)
-            files = (
-                sorted(file for file in place.rglob("*") if file.is_file()) if saved else find(source.path)
+            files: list[File] = (
+                sorted(file for file in place.rglob("*") if file.is_file())
+                if is_saved_dataset(place)
+                else find_all(source.path)
             )
-            stats = [(file.resolve(), file.stat()) for file in files]
-            if source.path == BOOKS:  # the same wherever, and whenever, the package was installed
-                parts += [stat.st_size for _, stat in stats]
-            else:
-                parts += [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+            # The books are the same wherever, and whenever, the package was installed.
+            parts += [size_of(file) if source.path == BOOKS else state_of(file) for file in files]
     else:
         members = source.items() if isinstance(source, dict) else [("", source)]
         for name, member in members:
@@ -170,30 +221,37 @@ def fingerprint(
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def _streams(source: Source | DatasetLike, text_split: TextSplit) -> Iterator[tuple[str, Iterable[Row]]]:
-    """The records of each file (or of the one data set), with a name for people."""
+def _streams(source: Source | DatasetLike, text_split: TextSplit) -> Iterator[Stream]:
+    """Each file, or the one data set."""
     if not isinstance(source, Source):
         label = type(source).__name__
-        yield label, _dataset_rows(source, "train", label)
+        yield Stream(label, None, lambda: _dataset_rows(source, "train", label))
         return
     path = source.path
     place = Path(path).expanduser()
     if is_saved_dataset(place):
         from datasets import load_from_disk
 
-        yield path, _dataset_rows(_loaded(path, lambda: load_from_disk(str(place))), source.split, path)
-    elif looks_local(path):
-        for file in find(path):
-            yield str(file), _parquet(file) if ending(file) == ".parquet" else rows(file, text_split)
+        saved = partial(load_from_disk, str(place))
+        yield Stream(path, None, lambda: _dataset_rows(_loaded(path, saved), source.split, path))
+    elif names_files(path):
+        for file in find_all(path):
+            of = partial(_parquet, file) if ending(file) == ".parquet" else partial(rows, file, text_split)
+            yield Stream(str(file), size_of(file), of)
     else:
-        from datasets import load_dataset
+        yield Stream(path, None, lambda: _hub_rows(source))
 
-        if offline():
-            raise ClozeError(
-                f"{path}: no such file or folder, and the hub, where it may be, cannot be reached"
-            )
-        hub = _loaded(path, lambda: load_dataset(path, source.config, split=source.split, streaming=True))
-        yield path, _dataset_rows(hub, source.split, path)
+
+def _hub_rows(source: Source) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    path = source.path.removeprefix(HUB)
+    if offline():
+        raise ClozeError(
+            f"{source.path}: no such file or folder, and the hub, where it may be, cannot be reached"
+        )
+    load = partial(load_dataset, path, source.config, split=source.split, streaming=True)
+    yield from _dataset_rows(_loaded(source.path, load), source.split, source.path)
 
 
 def _is_plain(name: str) -> bool:
@@ -201,11 +259,13 @@ def _is_plain(name: str) -> bool:
     return ending(Path(name)) in (".txt", ".md")
 
 
-def _parquet(path: Path) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    load = partial(load_dataset, "parquet", data_files=str(path), split="train", streaming=True)
-    yield from _dataset_rows(_loaded(str(path), load), "train", str(path))
+def _parquet(file: File) -> Iterator[Row]:
+    try:
+        with opened(file) as source:
+            for batch in ParquetFile(source).iter_batches(batch_size=_BATCH):
+                yield from batch.to_pylist()
+    except (OSError, ValueError, ArrowException) as error:
+        raise ClozeError(f"{file}: cannot be read, {_one_line(error)}") from None
 
 
 def _loaded(label: str, load: Callable[[], DatasetLike]) -> DatasetLike:

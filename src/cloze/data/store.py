@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "INDEX", "PARAGRAPH", "PARTIAL", "SECTION", "SENTENCE", "UNIT", "PartView", "Store"]
 
-FORMAT = 1
-INDEX, PARTIAL = "store.json", "store.partial.json"
+FORMAT = 2
+_READ = (1, FORMAT)  # in the first one documents were numbered through the whole store
+INDEX, PARTIAL, SHARD = "store.json", "store.partial.json", "shard.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,13 @@ class PartView:
 
     The tokens of the part's record i are `tokens[offsets[i]:offsets[i + 1]]`, its sections' hashes
     `section_hashes[section_offsets[i]:section_offsets[i + 1]]`. `flags` has one entry per token: 1 a unit
-    starts here, 2 a sentence, 4 a paragraph, 8 a section. `documents` has one number per record: records of
-    one long document follow each other and share it. `first_record` is the store-wide number of the part's
-    record 0.
+    starts here, 2 a sentence, 4 a paragraph, 8 a section. `documents` has one number per record, from
+    `first_document` on: records of one long document follow each other and share it. `first_record` and
+    `first_document` are store-wide numbers of the part's record 0 and its document.
     """
 
     first_record: int
+    first_document: int
     tokens: np.ndarray
     flags: np.ndarray
     offsets: np.ndarray
@@ -81,10 +83,14 @@ class Store:
                 raise ClozeError(
                     f"{folder}: this store is unfinished; prepare it again, it goes on from there"
                 ) from None
+            if any(folder.glob(f"*/{SHARD}")):
+                raise ClozeError(
+                    f"{folder}: holds shards of a store; cloze prepare --merge --out {folder} joins them"
+                ) from None
             raise ClozeError(f"{folder}: no store of tokenised text here (no {INDEX})") from None
         except (OSError, ValueError) as error:
             raise ClozeError(f"{folder / INDEX}: cannot be read ({error}); prepare the store again") from None
-        if not isinstance(index, dict) or index.get("format") != FORMAT:
+        if not isinstance(index, dict) or index.get("format") not in _READ:
             found = index.get("format") if isinstance(index, dict) else None
             raise ClozeError(f"{folder}: store format {found}, this version reads {FORMAT}; prepare it again")
         for part in index["parts"]:
@@ -134,7 +140,7 @@ class Store:
     def document(self, record: int) -> int:
         """Number of the document that the record is a piece of."""
         view = self._view(self._part_of(record))
-        return int(view.documents[record - view.first_record])
+        return view.first_document + int(view.documents[record - view.first_record])
 
     def sections(self, record: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A record's sections: first tokens (int64), hashes of their texts (uint64), characters (uint32)."""
@@ -179,6 +185,7 @@ class Store:
             tokens, hashes = batch.column("tokens"), batch.column("section_hashes")
             self._views[part] = PartView(
                 first_record=self._bounds[part],
+                first_document=self._index["parts"][part].get("first_document", 0),
                 tokens=tokens.values.to_numpy(zero_copy_only=True),
                 flags=batch.column("flags").values.to_numpy(zero_copy_only=True),
                 offsets=tokens.offsets.to_numpy(zero_copy_only=True),

@@ -68,17 +68,7 @@ class PartWriter:
         Records without a token are left out. Raises OSError when the disk does not take it.
         """
         columns, counts = self._columns(records)
-        batch = pa.RecordBatch.from_pydict(columns)
-        batch = batch.replace_schema_metadata(
-            {"cloze": json.dumps([counts.records, counts.tokens, counts.chars, counts.digest])}
-        )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            with pa.ipc.new_stream(file, batch.schema) as stream:
-                stream.write_batch(batch)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_part(columns, counts, path)
         return counts
 
     def _columns(self, records: Sequence[Record]) -> tuple[dict[str, pa.Array], PartCounts]:
@@ -150,6 +140,20 @@ class PartWriter:
         flags[sentences] |= SENTENCE
         flags[bounds[:-1][np.diff(bounds) > 0]] |= UNIT | SENTENCE | PARAGRAPH
         return ids, flags
+
+
+def write_part(columns: dict[str, pa.Array], counts: PartCounts, path: Path) -> None:
+    """Write the columns of a part, as files.md lists them, into a file that appears only when complete."""
+    batch = pa.RecordBatch.from_pydict(columns).replace_schema_metadata(
+        {"cloze": json.dumps([counts.records, counts.tokens, counts.chars, counts.digest])}
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        with pa.ipc.new_stream(file, batch.schema) as stream:
+            stream.write_batch(batch)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _batches(paragraphs: Sequence[str]) -> list[Sequence[str]]:

@@ -11,6 +11,7 @@ itself: see `Sharded.whole`.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -58,7 +59,10 @@ class Sharded(nn.Module):
 
     def forward(self, work: Work) -> Outcome:
         """One forward pass, in all processes at once."""
-        return Outcome(*self.root(work))
+        with warnings.catch_warnings():
+            # Of layers whose outputs are views (T5), which nothing changes in place.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+            return Outcome(*self.root(work))
 
     @contextmanager
     def embeddings(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import small
+from torch.distributed.tensor import DTensor
 from training.stepping import Capture
 
 from cloze import ClozeError, pretrain
@@ -91,6 +92,8 @@ class Seen:
     own: list[int] = field(default_factory=list)  # predicted tokens of this process alone
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+    held: tuple[int, int] = (0, 0)  # numbers that this process keeps of the parameters, and all of them
+    divided: bool = False  # all parameters are DTensors
 
 
 def steps(data: str, jobs: dict[str, Steps]) -> dict[str, Seen]:
@@ -132,7 +135,10 @@ def _steps(processes: Processes, data: str, job: Steps) -> Seen:
     results = list(trainer.run(job.number))
     buffers = {n: b.clone() for n, b in method.named_buffers() if "masking" in n or "corruption" in n}
     predicted = [r.predicted for r in results]
-    return Seen([r.loss for r in results], predicted, own, capture.gradients, buffers)
+    held = [(p.to_local() if isinstance(p, DTensor) else p).numel() for p in method.parameters()]
+    size = sum(held), sum(p.numel() for p in method.parameters())
+    divided = all(isinstance(p, DTensor) for p in method.parameters())
+    return Seen([r.loss for r in results], predicted, own, capture.gradients, buffers, size, divided)
 
 
 # -- whole runs -------------------------------------------------------------------------------------------
@@ -156,6 +162,8 @@ def runs(data: str, jobs: Sequence[Job]) -> list[dict[str, Any] | str]:
             if job.recipe == "auto":  # it decides by what is measured, in tiny runs too
                 patch.setattr(online, "SHARE", 1e9)
                 patch.setattr(online, "MOST", 6)
+            # Muon orthogonalises in bfloat16: of a gradient's last bit that makes a thousandth of an update.
+            patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
             try:
                 changes = [*small(job.recipe), *job.changes]
                 found.append(pretrain(job.recipe, data, job.out, overrides=changes, **job.options).summary)

@@ -24,6 +24,7 @@ _FREE = (
     "training.budget",
     "training.micro_tokens",
     "training.workers",
+    "training.sharding",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep",

@@ -182,6 +182,7 @@ class Session:
                 ("micro_tokens", micro, settings.micro_tokens),
                 ("threads", state.threads, torch.get_num_threads()),
                 ("precision", state.precision or precision, precision),
+                ("sharding", state.recipe["training"].get("sharding", "none"), settings.sharding),
             ):
                 if before != now:
                     log.warning("%s: %s instead of %s: the last bits may differ", what, now, before)
@@ -337,7 +338,8 @@ class Session:
             self.metrics.record("note", self.state.step, message=message)
 
     def _measure(self) -> HeldOutResult:
-        return self.parts.held_out.evaluate(self.parts.method.main, self.trainer.autocast())
+        with self.trainer.whole():
+            return self.parts.held_out.evaluate(self.parts.method.main, self.trainer.autocast())
 
     def _evaluate(self) -> HeldOutResult:
         result = self._measure()
@@ -367,7 +369,8 @@ class Session:
             cursor = state.cursors[self.trainer.streams[index]]
             rows = [loader.batch(cursor + i, 1).to(self.accelerator.device) for i in range(number)]
             try:
-                found = online.measure(method.main, rows, rate, self.recipe.seed + state.step)
+                with self.trainer.whole():
+                    found = online.measure(method.main, rows, rate, self.recipe.seed + state.step)
             except ClozeError as error:  # what only looks on must not end a run
                 self.metrics.record("note", state.step, message=f"the variance was not measured: {error}")
         if found is not None:
@@ -391,7 +394,7 @@ class Session:
         tensors = tensors_of(self.parts.method, self.trainer.optimizers)
         if self.initial is not None:
             tensors["heldout.initial"] = self.initial
-        with self.processes.together():
+        with self.trainer.whole(), self.processes.together():
             if self.processes.is_main:
                 try:
                     self._write(tensors)
@@ -424,7 +427,7 @@ class Session:
 
     def _finish(self) -> dict[str, Any]:
         """The last files: samples, summary, report."""
-        with self.processes.together():
+        with self.trainer.whole(), self.processes.together():
             if self.processes.is_main:
                 self._describe()
         for tracker in self.accelerator.trackers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from cloze.methods.base import Method
 from cloze.training.loop import Trainer
@@ -21,10 +22,15 @@ class Capture:
 
     def step(self) -> None:
         parameters = self.method.named_parameters()
-        self.gradients = {n: p.grad.clone() for n, p in parameters if p.grad is not None}
+        self.gradients = {n: whole(p.grad).clone() for n, p in parameters if p.grad is not None}
 
     def zero_grad(self) -> None:
         self.method.zero_grad()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A divided tensor whole, in every process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gradients(trainer: Trainer) -> tuple[dict[str, Tensor], float]:

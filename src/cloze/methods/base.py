@@ -142,6 +142,7 @@ class Method(nn.Module, Generic[W]):
         drawn: what is drawn for a row besides its text: "masks", "prefixes", or "" for nothing, so that the
             gradient of a row is always the same.
         stages: shares of the run in which it trains one way, one after the other.
+        same_passes: in a step all processes run the same layers in the same order, whatever their rows are.
     """
 
     norms: bool = False
@@ -151,6 +152,7 @@ class Method(nn.Module, Generic[W]):
     predicts_tokens: bool = True
     drawn: str = "masks"
     stages: Sequence[float] = (1.0,)
+    same_passes: bool = True
 
     @property
     def main(self) -> Method[Any]:

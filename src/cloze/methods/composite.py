@@ -55,6 +55,9 @@ class Composite(Method[Mixed]):
         self.stages = [share for share, _ in uses]
         self.uses = [use for _, use in uses]
         self.sees = {kind for method in methods.values() for kind in method.sees}
+        # Of a mixture a process may have no rows for one of the methods.
+        alone = all(len(use) == 1 for use in self.uses)
+        self.same_passes = alone and all(method.same_passes for method in methods.values())
 
     def shares(self, progress: float) -> Mapping[str, float]:
         """{name: share of the rows} of the methods that are trained now."""

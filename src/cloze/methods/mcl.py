@@ -126,7 +126,9 @@ class Mcl(Electra):
         total, feedback = self._detect(work, seen)
         sums = {MLM: mlm, TERM: total}
         for name, course in work.courses.items():
-            logits = judge(self.encoder, self.detector, self._filled(course), course.places)
+            # In all processes alike, whether or not this one's rows have places to fill (`same_passes`).
+            view = self._filled(course) if name == INSERTED else course.view
+            logits = judge(self.encoder, self.detector, view, course.places)
             sums[name], found = detection_loss(logits, course.labels, torch.ones_like(logits))
             feedback |= {f"{name}/logits": found["logits"], f"{name}/labels": course.labels}
         if self.courses.corrections and torch.is_grad_enabled():
@@ -135,8 +137,6 @@ class Mcl(Electra):
 
     def _filled(self, course: Course) -> View:
         """The course's view with samples of the generator in the inserted places."""
-        if not course.filled.numel():
-            return course.view
         with torch.no_grad():
             tokens = self._sample(self.generator(course.view, course.filled).features, course.draws)
         ids = course.view.ids.flatten().index_copy(0, course.filled, tokens)

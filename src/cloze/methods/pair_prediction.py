@@ -58,7 +58,7 @@ class PairPrediction(Method[PairWork]):
         self.vocabulary, self.seed = vocabulary, seed
         # One output: a vector, so that optimisers for matrices leave it alone.
         self.weight = nn.Parameter(torch.zeros(encoder.model.config.hidden_size))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))  # a scalar could not be sharded
         self.register_buffer("right", torch.tensor(0.5, dtype=torch.float64))
         self.right: Tensor
 

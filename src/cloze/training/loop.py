@@ -4,10 +4,11 @@ One step: draw the rows of this process, mask them, add up every term's weight o
 processes, run forward and backward with each term divided once by that global weight, clip, update.
 So accumulation and data parallelism change nothing but rounding.
 
-Gradients of several processes are averaged by DDP. Which parameters a step needs is not fixed: a detector of
-replaced tokens leaves the vocabulary head alone, a stage leaves a whole method out, and in a mixture one
-process may have rows of a method that the others have none of. So DDP looks for unused parameters in every
-step, and a parameter that no process has used keeps no gradient, as with one process.
+Gradients of several processes are averaged by DDP, or by FSDP2 where they share one copy of the model
+(`sharding.py`). Which parameters a step needs is not fixed: a detector of replaced tokens leaves the
+vocabulary head alone, a stage leaves a whole method out, and in a mixture one process may have rows of a
+method that the others have none of. So DDP looks for unused parameters in every step, and a parameter that no
+process has used keeps no gradient, as with one process.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cloze.data.batch import Batch
@@ -41,6 +43,7 @@ from cloze.training.optimisers import build_optimizers
 from cloze.training.precision import autocast
 from cloze.training.settings import Phase, Start, Training
 from cloze.training.shapes import Shapes
+from cloze.training.sharding import Sharded
 from cloze.training.state import State
 
 log = logging.getLogger("cloze")
@@ -108,15 +111,18 @@ class Trainer:
         lengths = [phase.length for phase in settings.phases]
         self.streams = [lengths.index(length) for length in lengths]  # phases of one length share their rows
         state.cursors += [0] * (len(settings.phases) - len(state.cursors))
+        self.sharded: Sharded | None = None
+        if accelerator.num_processes > 1 and settings.sharding == "full":
+            self.sharded = Sharded(method)
         self.optimizers = build_optimizers(method, settings.optimizer)
-        self.wrapped: nn.Module = method
+        self.wrapped: nn.Module = self.sharded or method
         self.shapes = Shapes(loaders) if settings.compile else None
         if settings.compile:
             # Phases, dense rows and unlucky draws are graphs of their own; beyond torch's limit of 8 it would
             # go on without compiled code.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.wrapped = torch.compile(self.wrapped, dynamic=False)  # type: ignore[assignment]
-        if accelerator.num_processes > 1:
+        if accelerator.num_processes > 1 and self.sharded is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # it has another name from torch 2.13 on
                 self.wrapped = DistributedDataParallel(
@@ -143,6 +149,14 @@ class Trainer:
             kernels = ", ".join(f"{layers} layers {kernel}" for layers, kernel in found.items())
             name = f"{'' if kind == 'all' else kind + ' '}attention"
             log.info("%s in packed rows of %d tokens: %s (docs/speed.md)", name, phase.length, kernels)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """While it lasts, the method can be run by a process by itself; all begin and end it together."""
+        return nullcontext() if self.sharded is None else self.sharded.whole()
+
+    def _embeddings(self) -> AbstractContextManager[None]:
+        """While it lasts, a policy that draws masks by the embeddings can read them."""
+        return nullcontext() if self.sharded is None else self.sharded.embeddings()
 
     def phase_at(self, step: int) -> int:
         """Which phase a step lies in."""
@@ -199,13 +213,16 @@ class Trainer:
                 group["lr"] = rate
 
         device, copies = self.accelerator.device, method.copies
-        works = [method.prepare(b.to(device).repeat(copies), progress) for b in batches]
+        with self._embeddings():
+            works = [method.prepare(b.to(device).repeat(copies), progress) for b in batches]
         if self.shapes is not None:
             works = [self.shapes.pad(work, copies) for work in works]
         factors = method.coefficients(progress)
         weights = self._total([method.weights(w) for w in works], factors)
         sums, feedback = self._backward(works, weights, factors)
         norm = nn.utils.clip_grad_norm_(method.parameters(), self.settings.clip)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         losses = {term: (sums[term] / weights[term]).item() for term in sums}
         loss = sum(factors[term] * value for term, value in losses.items())
         if not (math.isfinite(loss) and math.isfinite(norm.item())):
@@ -215,7 +232,8 @@ class Trainer:
             optimizer.step()
         self._clear()
         if observe:
-            method.observe(works, feedback)
+            with self._embeddings():
+                method.observe(works, feedback)
 
         counts = torch.stack(
             [
@@ -256,7 +274,7 @@ class Trainer:
                 objective = sum(factors[term] * value / weights[term] for term, value in outcome.sums.items())
             assert isinstance(objective, Tensor)
             with self._no_sync(last):
-                # DDP averages gradients over processes; the sums are to be added up.
+                # Gradients are averaged over processes; the sums are to be added up.
                 (objective * self.accelerator.num_processes).float().backward()
             feedback.append(outcome.feedback)
             for term, value in outcome.sums.items():
@@ -274,7 +292,7 @@ class Trainer:
         return {term: torch.where(value > 0, value, torch.ones_like(value)) for term, value in totals.items()}
 
     def _no_sync(self, last: bool) -> AbstractContextManager[Any]:
-        if last or self.accelerator.num_processes == 1:
+        if last or self.accelerator.num_processes == 1 or self.sharded is not None:
             return nullcontext()
         return self.accelerator.no_sync(self.wrapped)
 

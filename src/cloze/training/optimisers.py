@@ -7,10 +7,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from cloze.config import Config
 from cloze.models.detector import Detector
+from cloze.training.muon import ShardedMuon
 
 
 class OptimizerChoice(Config):
@@ -79,6 +81,8 @@ def build_optimizers(model: nn.Module, choice: OptimizerChoice) -> list[torch.op
     if not muon:
         return [adamw]
     matrices = group("matrices", decay=choice.weight_decay)
+    if isinstance(found["matrices"][0][1], DTensor):
+        return [adamw, ShardedMuon([matrices], choice.learning_rate, choice.weight_decay, choice.momentum)]
     return [
         adamw,
         torch.optim.Muon(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cloze.errors import ClozeError
+from cloze.training.sharding import full, part_of
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -61,14 +62,14 @@ class State:
 
 
 def tensors_of(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of a run by name; tied parameters once."""
-    found = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+    """Every tensor of a run by name, tied parameters once; sharded ones whole in the main process alone."""
+    found = {f"model.{n}": full(p.detach()) for n, p in model.named_parameters()}
     found |= {f"buffer.{n}": b for n, b in model.named_buffers()}
     for i, optimizer in enumerate(optimizers):
         for group in optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 for key, value in optimizer.state.get(parameter, {}).items():
-                    found[f"optimizer{i}.{key}.{name}"] = torch.as_tensor(value)
+                    found[f"optimizer{i}.{key}.{name}"] = full(torch.as_tensor(value))
     return found
 
 
@@ -87,7 +88,7 @@ def restore_tensors(
             if value is None or value.shape != own.shape:
                 what = "lacks" if value is None else "has another shape of"
                 raise ClozeError(f"the checkpoint {what} {name}: it was made by another model")
-            own.data.copy_(value)
+            own.detach().copy_(part_of(value, own))
     for i, optimizer in enumerate(optimizers):
         for group in optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
@@ -98,9 +99,7 @@ def restore_tensors(
                     if start + k + end in saved
                 ]
                 # Copies, and on the parameter's device: fused optimisers keep even their step there.
-                optimizer.state[parameter] = {
-                    k: saved[start + k + end].to(parameter.device, copy=True) for k in keys
-                }
+                optimizer.state[parameter] = {k: part_of(saved[start + k + end], parameter) for k in keys}
 
 
 def write_json(path: Path, content: Any) -> None:

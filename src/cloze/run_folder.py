@@ -23,6 +23,7 @@ _FREE = (
     "data.store",
     "training.budget",
     "training.micro_tokens",
+    "training.deterministic",
     "training.workers",
     "training.log_every",
     "training.checkpoint_every",

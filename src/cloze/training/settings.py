@@ -54,6 +54,9 @@ class Training(Config):
     clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
+    deterministic: bool = Field(
+        False, description="the same bits from run to run on a GPU too (docs/reliability.md); slower there"
+    )
     gradient_checkpointing: bool = False
     workers: int = Field(0, ge=0, description="processes that build batches; 0 is the loop itself")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
@@ -75,6 +78,11 @@ class Training(Config):
         total = sum(p.share for p in self.phases)
         if not self.phases or abs(total - 1.0) > 1e-6:
             raise ValueError(f"the shares of training.phases must add up to 1, not {total:g}")
+        if self.deterministic and self.compile:
+            raise ValueError(
+                "training.deterministic: compiled code may choose kernels by the time they take: use "
+                "training.compile=false"
+            )
         return self
 
 

@@ -23,6 +23,7 @@ _FREE = (
     "data.store",
     "training.budget",
     "training.micro_tokens",
+    "training.deterministic",
     "training.workers",
     "training.sharding",
     "training.log_every",

@@ -35,6 +35,7 @@ from cloze.errors import ClozeError, SharedError
 from cloze.evaluation.heldout import HeldOutResult
 from cloze.evaluation.samples import samples
 from cloze.masking.fully_explored import FullyExplored
+from cloze.models.leaks import check_networks
 from cloze.processes import Processes, lost_another, on_cpu
 from cloze.progress import stretches
 from cloze.recipes.load import dump
@@ -43,6 +44,7 @@ from cloze.report.model_card import model_card
 from cloze.run_folder import RunFolder
 from cloze.summary import summarise, unigram_loss
 from cloze.training.budget import Budget
+from cloze.training.determinism import deterministic
 from cloze.training.loop import Diverged, StepResult, Trainer
 from cloze.training.memory import ran_out
 from cloze.training.precision import quick_products, resolve
@@ -85,6 +87,10 @@ class Session:
 
     def run(self, resume: bool, force: bool) -> dict[str, Any]:
         """Train until the budget is spent; the content of summary.json."""
+        with deterministic(self.recipe.training.deterministic):
+            return self._run(resume, force)
+
+    def _run(self, resume: bool, force: bool) -> dict[str, Any]:
         self.processes = Processes()
         try:
             state, tensors, finished = self._open(resume, force)
@@ -164,6 +170,9 @@ class Session:
         self.trainer = Trainer(
             parts.method, parts.loaders, settings, state, recipe.seed, accelerator, recipe.stages
         )
+        with processes.together(), self.trainer.autocast():
+            lengths = {phase.length for phase in settings.phases}
+            check_networks(parts.method, parts.method.sees, lengths)
         self.initial = tensors.get("heldout.initial")
         self.metrics = Metrics(
             self.folder / "metrics.jsonl", state.metrics_bytes, accelerator, self.listeners
@@ -177,9 +186,10 @@ class Session:
                 state.heldout |= {f"{name}_initial": x for name, x in first.scores().items()}
             restore_tensors(tensors, parts.method, self.trainer.optimizers)
             parts.method.load_learned_state(state.learned)
-            micro = state.recipe["training"].get("micro_tokens")
+            known = state.recipe["training"]
             for what, before, now in (
-                ("micro_tokens", micro, settings.micro_tokens),
+                ("micro_tokens", known.get("micro_tokens"), settings.micro_tokens),
+                ("deterministic", known.get("deterministic", False), settings.deterministic),
                 ("threads", state.threads, torch.get_num_threads()),
                 ("precision", state.precision or precision, precision),
                 ("sharding", state.recipe["training"].get("sharding", "none"), settings.sharding),

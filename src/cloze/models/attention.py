@@ -281,6 +281,18 @@ def _mask_function(*, attention_mask: Tensor | None = None, **_: Any) -> None:
         raise ClozeError("cloze's attention takes no attention_mask: give segments by `visibility` instead")
 
 
+def check_attention(config: Any) -> None:
+    """Errors: a model whose attention is another one, which ignores visibility and says nothing.
+
+    So is one that was saved and loaded again without `isolate`: checkpoints hold no name of an attention.
+    """
+    if config._attn_implementation != NAME:
+        raise ClozeError(
+            f"this model was set up for cloze's attention and now has {config._attn_implementation!r}, which "
+            "would let packed samples see each other: wrap the model anew (isolate)"
+        )
+
+
 def register() -> None:
     """Make the attention known to transformers under `NAME` (harmless when called again)."""
     global _kernels

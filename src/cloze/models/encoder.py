@@ -7,6 +7,7 @@ head, and the layer that would make logits hands its input through.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ from transformers.utils import logging as hf_logging
 
 from cloze.corruption.view import View
 from cloze.errors import ClozeError
-from cloze.models.attention import NAME, register
+from cloze.models.attention import NAME, check_attention, register
 from cloze.models.gathering import Body, Chosen, same
+from cloze.models.leaks import leaks
 from cloze.models.twins import is_encoder_decoder
 from cloze.models.visibility import Visibility
+
+log = logging.getLogger("cloze")
 
 # RoBERTa-like embeddings number their positions from padding_idx + 1.
 _OFFSET_FAMILIES = {
@@ -97,6 +101,7 @@ class Encoder(nn.Module):
     def _inputs(self, view: View) -> dict[str, Any]:
         found = {"input_ids": view.ids, "return_dict": True}
         if self.isolates:
+            check_attention(self.model.config)
             visibility = Visibility(view.segments, view.causal, view.dense, view.runs, view.open)
             return found | {"visibility": visibility, "position_ids": view.positions + self.offset}
         if view.causal:
@@ -136,33 +141,46 @@ def sparse(module: nn.Module) -> Iterator[None]:
 
 def _takes_our_attention(model: PreTrainedModel) -> bool:
     level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # some families refuse with a warning, some say nothing: see `leaks`
+    hf_logging.set_verbosity_error()  # some refuse with a warning, some say nothing: see `leaks`
     try:
         model.set_attn_implementation(NAME)
     except (ValueError, ImportError):
         return False
     finally:
         hf_logging.set_verbosity(level)
-    return True
+    return bool(model.config._attn_implementation == NAME)
 
 
 def isolate(model: PreTrainedModel) -> Encoder:
     """An encoder whose packed samples are known to be apart, or that takes one sample a row.
 
-    Runs the leak probe; a model that ignores our attention, or that computes something else with it than
-    with its own, goes back to its own, with `isolates` False.
+    Runs the leak probe (`models/leaks.py`); a model that ignores our attention, or that computes something
+    else with it than with its own, goes back to its own, with `isolates` False.
+
+    Errors: a model that cannot be run, or whose logits are more than a linear layer.
     """
     if is_encoder_decoder(model.config):
         raise ClozeError(f"{type(model).__name__}: an encoder-decoder cannot be read as an encoder here")
     own = model.config._attn_implementation
     encoder = Encoder(model)
-    if encoder.isolates and (leaks(encoder) or differs(encoder)):
-        model.set_attn_implementation(own)
-        encoder.isolates = False
-    if not encoder.isolates and differs(encoder):
-        raise ClozeError(
-            f"{type(model).__name__}: its logits are no linear layer of its head; cloze cannot pretrain it"
-        )
+    name = type(model).__name__
+    if encoder.isolates:
+        try:
+            encoder.isolates = not (leaks(encoder) or differs(encoder))
+        except Exception:  # somebody else's code; such as a mask that it makes by itself
+            encoder.isolates = False
+    if encoder.isolates:
+        return encoder
+    model.set_attn_implementation(own)
+    try:
+        padding, other = leaks(encoder), differs(encoder)
+    except Exception as error:  # likewise
+        first = " ".join(str(error).split())
+        raise ClozeError(f"{name}: cannot be run by cloze ({type(error).__name__}: {first})") from error
+    if other:
+        raise ClozeError(f"{name}: its logits are no linear layer of its head; cloze cannot pretrain it")
+    if padding:
+        log.warning("%s: padding changes what it makes of a text", name)
     return encoder
 
 
@@ -195,47 +213,3 @@ def differs(encoder: Encoder, length: int = 16) -> bool:
     finally:
         encoder.train(training)
     return not torch.allclose(ours, stock, rtol=1e-3, atol=1e-3)
-
-
-@torch.no_grad()
-def leaks(encoder: Encoder, length: int = 48) -> list[str]:
-    """Probe whether packed samples see each other, or causal attention sees the future.
-
-    Changes the tokens of one sample and looks at the hidden states of its neighbour, forwards and
-    backwards. Some families ignore the extra argument silently; the probe finds them.
-
-    Returns:
-        What leaks: a subset of `["packed", "causal"]`; empty when all is well.
-    """
-    training = encoder.training
-    encoder.eval()
-    device = encoder.vocabulary.weight.device
-    size = encoder.vocabulary.weight.shape[0]
-    length = min(length, encoder.longest())
-    half = length // 2
-    base = (torch.arange(length, device=device) * 7919 + 13) % size
-    segments = torch.arange(length, device=device) // half
-    positions = torch.arange(length, device=device) % half
-    changed = torch.where(segments == 1, (base + size // 2) % size, base)
-    later = torch.where(torch.arange(length, device=device) >= half, (base + size // 2) % size, base)
-
-    def hidden(ids: Tensor, segments: Tensor, positions: Tensor, causal: bool) -> Tensor:
-        flat = torch.arange(length, device=device)
-        view = View(ids[None], segments[None], positions[None], flat[None], causal)
-        return encoder(view, flat[:1]).hidden[0]
-
-    found = []
-    try:
-        a, b = (hidden(x, segments, positions, False)[:half] for x in (base, changed))
-        if not torch.equal(a, b):
-            found.append("packed")
-        one = torch.zeros_like(segments)
-        place = torch.arange(length, device=device)
-        a, b = (hidden(x, one, place, True)[:half] for x in (base, later))
-        if not torch.equal(a, b):
-            found.append("causal")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ClozeError(f"this model cannot be run by cloze ({type(error).__name__}: {error})") from error
-    finally:
-        encoder.train(training)
-    return found

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from cloze.corruption.view import View
 from cloze.errors import ClozeError
 from cloze.models.encoder import Encoded, Encoder, isolate
+from cloze.models.leaks import LENGTH, LONGEST, leaking, noticed
 from cloze.models.twins import is_encoder_decoder
 from cloze.models.visibility import Visibility
 
@@ -82,36 +83,46 @@ def wrap(model: PreTrainedModel) -> Encoder | EncoderDecoder:
     if not is_encoder_decoder(model.config):
         return isolate(model)
     made = EncoderDecoder(model)
-    if leaks(made) or differs(made):
-        raise ClozeError(f"{type(model).__name__}: packed samples see each other; cloze cannot pretrain it")
+    found = leaks(made)
+    if found or differs(made):
+        seen = f"tokens see what they must not ({'; '.join(found)})"
+        why = seen if found else "its logits are something else"
+        raise ClozeError(f"{type(model).__name__}: {why}; cloze cannot pretrain it")
     return made
 
 
-def _views(sizes: list[tuple[int, int]], size: int, shift: int) -> tuple[View, View]:
-    """One row of samples of (given, answer) tokens; `shift` changes the tokens of the last one."""
-    parts = []
-    for number in range(2):
-        lengths = torch.tensor([pair[number] for pair in sizes])
-        segments = torch.arange(len(sizes)).repeat_interleave(lengths)
-        place = torch.arange(segments.numel())
-        ids = (place * 7919 + 13 + torch.where(segments == len(sizes) - 1, shift, 0)) % size
-        index = torch.cat([torch.arange(n) for n in lengths.tolist()])
-        parts.append(View(ids[None], segments[None], index[None], place[None], causal=number == 1))
-    return parts[0], parts[1]
-
-
 @torch.no_grad()
-def leaks(encoder: EncoderDecoder) -> bool:
-    """Probe: change one of two packed samples, in what is read and in what is answered; look at the other."""
+def leaks(encoder: EncoderDecoder, length: int = LENGTH) -> list[str]:
+    """Probe whether an output sees another sample, padding, or later tokens of its answer.
+
+    As `models.leaks.leaks`, with rows of `length` tokens that are read, and as many that are answered.
+    """
+    table = encoder.vocabulary.weight
+    block = max(1, min(length, LONGEST) // 8)
+    place = torch.arange(8 * block, device=table.device)
+    segments = torch.where(place < 6 * block, place // (3 * block), -1)
+    index = torch.where(segments < 0, 0, place % (3 * block))
+    third = torch.where(segments < 0, 6, place // block)
+    read = torch.where(segments < 0, 2, segments)
+    same = segments[:, None] == segments[None]
+    allowed = torch.cat([same, same & (place[None] <= place[:, None])], 1)
+    blocks, both = torch.cat([read, 3 + third]), torch.cat([segments, segments])
+
+    def run(ids: Tensor) -> Tensor:
+        shift = 2 * torch.arange(len(ids), device=ids.device)[:, None]
+        numbered = torch.where(segments < 0, -1, segments + shift)
+        at = index.expand(len(ids), -1)
+        given, answer = ids.split(place.numel(), 1)
+        views = View(given, numbered, at, at), View(answer, numbered, at, at, causal=True)
+        return encoder(*views, place[:1]).hidden
+
     training = encoder.training
     encoder.eval()
-    table = encoder.vocabulary.weight
-    hidden = []
-    for shift in (0, table.shape[0] // 2):
-        views = [v.to(table.device) for v in _views([(9, 5), (7, 4)], table.shape[0], shift)]
-        hidden.append(encoder(*views, views[1].positions[0]).hidden[0, :5])
-    encoder.train(training)
-    return not torch.equal(*hidden)
+    try:
+        found = noticed(run, blocks, table.shape[0])
+    finally:
+        encoder.train(training)
+    return [f"enc_dec: {what}" for what in leaking(found, allowed, blocks, segments, both)]
 
 
 @torch.no_grad()
@@ -120,10 +131,16 @@ def differs(encoder: EncoderDecoder) -> bool:
     training = encoder.training
     encoder.eval()
     layer = encoder.vocabulary
-    given, answer = (v.to(layer.weight.device) for v in _views([(9, 5)], layer.weight.shape[0], 0))
+    given, answer = (_text(n, layer.weight, causal) for n, causal in ((9, False), (5, True)))
     stock = encoder.model(input_ids=given.ids, decoder_input_ids=answer.ids, use_cache=False).logits[0]
     ours = nn.functional.linear(
         encoder(given, answer, answer.positions[0]).features, layer.weight, layer.bias
     )
     encoder.train(training)
     return not torch.allclose(ours, stock, rtol=1e-3, atol=1e-3)
+
+
+def _text(length: int, table: Tensor, causal: bool) -> View:
+    """A row of one sample."""
+    place = torch.arange(length, device=table.device)[None]
+    return View((place * 7919 + 13) % table.shape[0], torch.zeros_like(place), place, place, causal)

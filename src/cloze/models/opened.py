@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from cloze.errors import ClozeError
-from cloze.models.attention import NAME, register
+from cloze.models.attention import NAME, check_attention, register
 from cloze.models.visibility import Visibility
 
 
@@ -57,6 +57,7 @@ class OpenedDecoder(nn.Module):
             input_ids: [rows, length]; those that the model does not know are padding, or stand for no text.
             attention_mask: [rows, length], 0 for the padding at the end of a row.
         """
+        check_attention(self.body.config)
         rows, length = input_ids.shape
         table: Any = self.body.get_input_embeddings()
         ids = input_ids.masked_fill(input_ids >= table.num_embeddings, 0)
@@ -91,7 +92,7 @@ def _check(decoder: OpenedDecoder, layers: int) -> None:
         closed = decoder(pair, mask).last_hidden_state
         decoder.open_layers = frozenset({layers - 1})
         opened = decoder(pair, mask).last_hidden_state
-    except (ValueError, ImportError, TypeError, RuntimeError) as error:
+    except (ValueError, ImportError, TypeError, RuntimeError, ClozeError) as error:
         raise ClozeError(f"{name}: cannot be run by cloze ({' '.join(str(error).split())})") from error
     if not torch.allclose(closed, own, rtol=1e-3, atol=1e-3) or torch.equal(opened[0, 0], opened[1, 0]):
         raise ClozeError(f"{name}: cannot be run by cloze, whose attention it ignores or uses in its own way")

@@ -57,6 +57,9 @@ class Training(Config):
     sharding: Literal["none", "full"] = Field(
         "none", description="full: several processes divide weights, gradients and moments (FSDP2)"
     )
+    deterministic: bool = Field(
+        False, description="the same bits from run to run on a GPU too (docs/reliability.md); slower there"
+    )
     gradient_checkpointing: bool = False
     workers: int = Field(0, ge=0, description="processes that build batches; 0 is the loop itself")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
@@ -81,6 +84,11 @@ class Training(Config):
         if self.compile and self.sharding != "none":
             raise ValueError(
                 "training.compile does not go with training.sharding=full: leave one of them out"
+            )
+        if self.deterministic and self.compile:
+            raise ValueError(
+                "training.deterministic: compiled code may choose kernels by the time they take: use "
+                "training.compile=false"
             )
         return self
 

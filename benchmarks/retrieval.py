@@ -2,12 +2,11 @@
 
     python benchmarks/retrieval.py --json benchmarks/results/retrieval.json
 
-A document is a list of pairs, a key and its value, and then each key again, in another order, with its
-value: "k3 v17 k20 v4 … k20 v4 k3 v17 …". --filler puts so many random filler words behind each pair of
-the first half. Keys and values are drawn at random, so nothing can be predicted but the values of the
-second half, and those only by looking up the key in the first. Both recipes get the same documents, each
-once, with the same seed; what is scored is the share of right values in the second halves of documents
-that nobody trained on, with nothing hidden.
+A document is a list of pairs, a key and its value, and then each key again, in another order, with its value:
+"k3 v17 k20 v4 … k20 v4 k3 v17 …". Keys and values are drawn at random, so nothing can be predicted but the
+values of the second half, and those only by looking up the key in the first. Both recipes get the same
+documents, each once, with the same seed; what is scored is the share of right values in the second halves of
+documents that nobody trained on, with nothing hidden.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ FRESH = 1_000_000  # seeds of documents that are scored begin here
 
 
 def tokenizer_of(keys: int, folder: Path) -> Path:
-    """A tokenizer of so many keys, values and filler words, one token each."""
-    names = [*SPECIALS, *(f"{kind}{i}" for kind in "kvf" for i in range(keys))]
+    """A tokenizer of so many keys and values, one token each."""
+    names = [*SPECIALS, *(f"k{i}" for i in range(keys)), *(f"v{i}" for i in range(keys))]
     inner = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.post_processor = processors.TemplateProcessing(
@@ -44,29 +43,25 @@ def tokenizer_of(keys: int, folder: Path) -> Path:
     return folder
 
 
-def documents(count: int, pairs: int, keys: int, filler: int, seed: int) -> list[str]:
+def documents(count: int, pairs: int, keys: int, seed: int) -> list[str]:
     """So many documents."""
     draw = np.random.default_rng(seed)
     found = []
     for _ in range(count):
         own, values = draw.permutation(keys)[:pairs], draw.integers(0, keys, pairs)
-        written = [f"k{k} v{v}" for k, v in zip(own, values, strict=True)]
-        between = [" ".join(f"f{i}" for i in draw.integers(0, keys, filler)) for _ in range(pairs)]
-        first = [f"{pair} {words}" for pair, words in zip(written, between, strict=True)]
-        found.append(" ".join([*first, *(written[i] for i in draw.permutation(pairs))]))
+        order = np.concatenate([np.arange(pairs), draw.permutation(pairs)])
+        found.append(" ".join(f"k{own[i]} v{values[i]}" for i in order))
     return found
 
 
 @torch.no_grad()
-def accuracy(run: Path, texts: list[str], pairs: int, filler: int) -> float:
+def accuracy(run: Path, texts: list[str], pairs: int) -> float:
     """Share of the values of the second halves that the model finds most probable."""
     reader = cloze.load(run)
     right = total = 0
     for text in texts:
         ids = torch.tensor(reader.tokenizer(text)["input_ids"])
-        places = (
-            1 + (2 + filler) * pairs + 2 * torch.arange(pairs) + 1
-        )  # [CLS], the first half, key and value
+        places = 1 + 2 * pairs + 2 * torch.arange(pairs) + 1  # [CLS], the first half, key and value
         guesses = reader.logits(ids, "causal")[places - 1].argmax(1)
         right += int((guesses == ids[places]).sum())
         total += pairs
@@ -75,10 +70,10 @@ def accuracy(run: Path, texts: list[str], pairs: int, filler: int) -> float:
 
 def one(recipe: str, seed: int, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A run and its scores."""
-    length = (4 + chosen.filler) * chosen.pairs + 2
+    length = 4 * chosen.pairs + 2
     data = folder / f"train-{seed}.jsonl"
     if not data.is_file():
-        texts = documents(int(1.05 * chosen.tokens / length), chosen.pairs, chosen.keys, chosen.filler, seed)
+        texts = documents(int(1.05 * chosen.tokens / length), chosen.pairs, chosen.keys, seed)
         data.write_text("\n".join(json.dumps({"text": text}) for text in texts), "utf-8")
     shape = {"kind": "new", "layers": chosen.layers, "width": chosen.width, "heads": 4, "longest": length}
     run = cloze.pretrain(
@@ -96,11 +91,8 @@ def one(recipe: str, seed: int, chosen: argparse.Namespace, folder: Path) -> dic
             *chosen.set,
         ],
     )
-    texts = documents(chosen.documents, chosen.pairs, chosen.keys, chosen.filler, FRESH + seed)
-    scores = {
-        "accuracy": accuracy(run.folder, texts, chosen.pairs, chosen.filler),
-        "loss": run.summary["heldout_loss"],
-    }
+    texts = documents(chosen.documents, chosen.pairs, chosen.keys, FRESH + seed)
+    scores = {"accuracy": accuracy(run.folder, texts, chosen.pairs), "loss": run.summary["heldout_loss"]}
     print(f"{recipe:<8} seed {seed}: {scores['accuracy']:.3f} right, loss {scores['loss']:.4f}", flush=True)
     return scores
 
@@ -112,13 +104,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=3_000_000)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--keys", type=int, default=32)
-    parser.add_argument("--filler", type=int, default=0)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=300)
-    parser.add_argument("--set", action="append", default=[], help="further overrides, e.g. masking.rate=0.3")
+    parser.add_argument("--set", action="append", default=[], help="a setting of all runs")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {"causal": [], "meap": []}

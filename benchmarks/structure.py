@@ -7,8 +7,7 @@ four paragraphs nearby. The encoder is frozen. Two ways to answer: the cosine of
 probe on the first token's output for `[CLS] question [SEP] candidate [SEP]`, trained on questions about the
 training text. Paragraphs are drawn evenly and then sentences, so that right and wrong candidates are of the
 same lengths; two answers that know no model show what is left to guess by. Runs of a seed share weights,
-text and budget. `--data topics` makes text up: every paragraph is about one of 150 topics, which are twelve
-words each, so that there is something to know which no two sentences need share.
+text and budget. `--data topics` makes text up, each paragraph about one of 150 topics of twelve words.
 """
 
 from __future__ import annotations

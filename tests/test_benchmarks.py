@@ -214,17 +214,13 @@ def test_speed_leaves_the_warm_up_out(benchmark: Any) -> None:
 
 
 def test_retrieval_asks_for_every_pair_once(benchmark: Any) -> None:
-    texts = benchmark("retrieval").documents(20, pairs=5, keys=9, filler=3, seed=3)
+    texts = benchmark("retrieval").documents(20, pairs=5, keys=9, seed=3)
     assert len(set(texts)) == 20
-    same_order = 0
     for text in texts:
         words = text.split()
-        known = [w for w in words[:25] if w[0] != "f"]
-        assert len(words) == 35 and len(known) == 10
-        first, second = (dict(zip(w[::2], w[1::2], strict=True)) for w in (known, words[25:]))
+        first, second = (dict(zip(w[::2], w[1::2], strict=True)) for w in (words[:10], words[10:]))
         assert len(first) == 5 and first == second
-        same_order += known == words[25:]
-    assert same_order < 20
+    assert any(text.split()[:10] != text.split()[10:] for text in texts)
 
 
 @pytest.mark.parametrize(("target", "cases"), [("readers", 150), ("recipes", 40), ("overrides", 60)])

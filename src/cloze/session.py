@@ -170,7 +170,7 @@ class Session:
         self.trainer = Trainer(
             parts.method, parts.loaders, settings, state, recipe.seed, accelerator, recipe.stages
         )
-        with processes.together(), self.trainer.autocast():
+        with self.trainer.whole(), processes.together(), self.trainer.autocast():
             lengths = {phase.length for phase in settings.phases}
             check_networks(parts.method, parts.method.sees, lengths)
         self.initial = tensors.get("heldout.initial")
@@ -192,7 +192,7 @@ class Session:
                 ("deterministic", known.get("deterministic", False), settings.deterministic),
                 ("threads", state.threads, torch.get_num_threads()),
                 ("precision", state.precision or precision, precision),
-                ("sharding", state.recipe["training"].get("sharding", "none"), settings.sharding),
+                ("sharding", known.get("sharding", "none"), settings.sharding),
             ):
                 if before != now:
                     log.warning("%s: %s instead of %s: the last bits may differ", what, now, before)

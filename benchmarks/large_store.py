@@ -8,7 +8,7 @@ of 300 MB more), then in fresh processes, without the time of imports:
   open      `store`: seconds of `Store.open`; `corpus`: of all that `cloze pretrain` does with the store
             before it draws the first batch; again and again in one process
   draw      batches of random rows, nothing else: memory at the start and at the end
-  train     `cloze pretrain` of a tiny model: memory at a tenth of the steps and at the end
+  train     `cloze pretrain` of a tiny model: memory at a twentieth of the steps and at the end, and between
 Memory is in MB. `anonymous` is what the process itself has; `mapped` is pages of files that the system takes
 back when it needs them: they grow while rows are drawn until the whole store has been seen.
 """
@@ -170,14 +170,15 @@ def train(folder: Path, steps: int) -> dict[str, Any]:
             overrides=[
                 "model={kind: new, family: bert, layers: 1, width: 32, heads: 2, longest: 128}",
                 f"training.phases=[{{share: 1.0, length: 128, rows: {ROWS}}}]",
-                f"training.log_every={max(1, steps // 10)}",
+                f"training.log_every={max(1, steps // 20)}",
                 "training.precision=fp32",
                 "evaluation={times: 1, tokens: 2000, variance: false}",
             ],
             listeners=[watch],
         )
-    (first, start), (last, end) = watch.lines[0], watch.lines[-1]
-    return {"steps": [first, last], "start": start, "end": end, "growth": growth(start, end)}
+    (_, start), (_, end) = watch.lines[0], watch.lines[-1]
+    curve = {step: line["anonymous"] for step, line in watch.lines}
+    return {"start": start, "end": end, "growth": growth(start, end), "anonymous": curve}
 
 
 def main() -> None:

@@ -250,17 +250,19 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
+def write_text(file: Path, dice: random.Random) -> Path:
+    """A file of made-up words, some more frequent than others."""
+    words = [f"{a}{b}" for a in ("al", "be", "ga", "de", "ep", "ze") for b in ("ta", "ma", "lo", "ri", "sun")]
+    weights = [1.0 / rank for rank in range(1, len(words) + 1)]
+    lines = [" ".join(dice.choices(words, weights, k=30)) + "." for _ in range(1200)]
+    file.write_text("\n\n".join(lines), encoding="utf-8")
+    return file
+
+
 def attack(args: argparse.Namespace, root: Path) -> int:
     """All kills; how many of them were not made good."""
     dice = random.Random(args.seed)
-    text = args.text or root / "text.txt"
-    if args.text is None:
-        words = [
-            f"{a}{b}" for a in ("al", "be", "ga", "de", "ep", "ze") for b in ("ta", "ma", "lo", "ri", "sun")
-        ]
-        weights = [1.0 / rank for rank in range(1, len(words) + 1)]
-        lines = [" ".join(dice.choices(words, weights, k=30)) + "." for _ in range(1200)]
-        text.write_text("\n\n".join(lines), encoding="utf-8")
+    text = args.text or write_text(root / "text.txt", dice)
     bench, cases = Bench(root, text), args.case or list(CASES)
     whole: dict[str, dict[str, list[float]]] = {}
     stages: Counter[str] = Counter()

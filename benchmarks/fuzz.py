@@ -8,6 +8,11 @@ that have broken readers elsewhere (HOSTILE), all drawn from --seed, so a case i
 (--first). A case fails by any exception that is no ClozeError, a message of more than one line, a document
 that no tokenizer takes, or by running for longer than SECONDS; all of them together by memory that grows by
 more than MEGABYTES. They are printed; the last line is "N cases, F failed", the exit code 0 only if none did.
+
+    python benchmarks/fuzz.py --guided 600 --seed 0
+
+Cases of the readers for so many seconds, guided by coverage: a case that makes `cloze.data` take a step from
+line to line which no case before did is kept and varied further. Slower by what tracing costs, and deeper.
 """
 
 from __future__ import annotations
@@ -24,18 +29,22 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
+import cloze.data.sources
 from cloze.data.files import ENDINGS
 from cloze.data.sources import Source, read
 from cloze.errors import ClozeError
 from cloze.recipes.load import dump, load_recipe, recipe_text, shipped
 
 SECONDS, MEGABYTES, SHOWN = 20, 600, 5
+C, T = TypeVar("C"), TypeVar("T")
 WORDS = (
     "river", "the", "Straße", "عربى", "שלום", "日本語", "👩‍👩‍👧", "é", "\u202e", "naïve", "0", "1e400",
     "a" * 300,
@@ -114,20 +123,31 @@ def good_file(dice: random.Random, ending: str) -> bytes:
     return "".join(json.dumps(r, ensure_ascii=dice.random() < 0.5) + "\n" for r in rows).encode()
 
 
+SPLITS, FIELDS = ("paragraphs", "lines", "file"), (None, None, None, "text", "n", "\ud800")
+
+
+def packed(data: bytes, ending: str) -> bytes:
+    """The data as a file with this last ending."""
+    return gzip.compress(data) if ending == ".gz" else pa.Codec("zstd").compress(data, asbytes=True)
+
+
+def read_all(file: Path, data: bytes, split: str, field: str | None) -> None:
+    """Write a data file and read it to its end."""
+    file.write_bytes(data)
+    for document in read(Source(path=str(file)), split, field):
+        document.text.encode("utf-8")
+        json.dumps(document.meta, ensure_ascii=False).encode("utf-8")
+
+
 def try_reader(dice: random.Random, folder: Path) -> None:
     """One data file of any kind, read to its end."""
     ending = dice.choice([e for e in ENDINGS if e != ".parquet" or dice.random() < 0.1])
     data = mutate(dice, good_file(dice, ending))
     if ending != ".parquet" and dice.random() < 0.3:
-        packed = dice.choice((".gz", ".zst"))
-        data = gzip.compress(data) if packed == ".gz" else pa.Codec("zstd").compress(data, asbytes=True)
-        data, ending = mutate(dice, data, 1), ending + packed
-    file = folder / f"data{ending}"
-    file.write_bytes(data)
-    field = dice.choice((None, None, None, "text", "n", "\ud800"))
-    for document in read(Source(path=str(file)), dice.choice(("paragraphs", "lines", "file")), field):
-        document.text.encode("utf-8")
-        json.dumps(document.meta, ensure_ascii=False).encode("utf-8")
+        last = dice.choice((".gz", ".zst"))
+        data, ending = mutate(dice, packed(data, last), 1), ending + last
+    field = dice.choice(FIELDS)
+    read_all(folder / f"data{ending}", data, dice.choice(SPLITS), field)
 
 
 def try_recipe(dice: random.Random, folder: Path) -> None:
@@ -206,11 +226,16 @@ def _ring(*_: Any) -> None:
 
 
 def attempt(target: str, number: int, seed: int, folder: Path) -> tuple[str, str | None]:
-    """What became of a case ("read" or "refused"), and how it failed; None: it did not."""
+    """What became of a case ("taken" or "refused"), and how it failed; None: it did not."""
     dice = random.Random(f"{seed} {number}")
+    return judged(lambda: TARGETS[target](dice, folder))
+
+
+def judged(case: Callable[[], None]) -> tuple[str, str | None]:
+    """What became of a case ("taken" or "refused"), and how it failed; None: it did not."""
     signal.alarm(SECONDS)
     try:
-        TARGETS[target](dice, folder)
+        case()
         return "taken", None
     except ClozeError as error:
         said = str(error)
@@ -224,6 +249,129 @@ def attempt(target: str, number: int, seed: int, folder: Path) -> tuple[str, str
         signal.alarm(0)
 
 
+# -- guided by what the code does --------------------------------------------------------------------------
+
+
+class Coverage:
+    """Steps from line to line in some files: what a case made the code do."""
+
+    def __init__(self, files: Iterable[str]):
+        self.files, self.steps = frozenset(files), set[tuple[str, int, int]]()
+
+    def of(self, case: Callable[[], T]) -> tuple[T, set[tuple[str, int, int]]]:
+        """What the case gives, and its steps."""
+        self.steps = set()
+        sys.settrace(self._called)
+        try:
+            return case(), self.steps
+        finally:
+            sys.settrace(None)
+
+    def _called(self, frame: FrameType, _event: str, _arg: Any) -> Any:
+        name = frame.f_code.co_filename
+        if name not in self.files:
+            return None
+        last = 0
+
+        def line(frame: FrameType, event: str, _arg: Any) -> Any:
+            nonlocal last
+            if event == "line":
+                self.steps.add((name, last, frame.f_lineno))
+                last = frame.f_lineno
+            return line
+
+        return line
+
+
+@dataclass
+class Found:
+    """What a search found; `kept`: cases that did something new, `steps`: after the seeds and at the end."""
+
+    kept: int
+    steps: tuple[int, int]
+    ends: Counter[str]
+    problems: list[str]
+
+
+def guided(
+    seeds: Sequence[C],
+    vary: Callable[[random.Random, Sequence[C]], C],
+    try_: Callable[[C], None],
+    files: Iterable[str],
+    dice: random.Random,
+    more: Callable[[int], bool],
+) -> Found:
+    """Vary cases, and keep those that make the code do what no case before did, to be varied again.
+
+    Args:
+        seeds: first cases. vary: a new case from those that were kept. try_: runs one.
+        files: whose steps count. more: whether to go on, after so many cases.
+    """
+    coverage, known, kept = Coverage(files), set[tuple[str, int, int]](), list[C]()
+    ends, problems, first, number = Counter[str](), list[str](), 0, 0
+    while number < len(seeds) or more(number):
+        case = seeds[number] if number < len(seeds) else vary(dice, kept)
+        (end, problem), steps = coverage.of(lambda case=case: judged(lambda: try_(case)))  # type: ignore[misc]
+        ends[end] += 1
+        if problem:
+            problems.append(f"{problem} {case!r:.400}")
+            print(f"case {number}: {problems[-1]}", flush=True)
+        elif steps - known or number < len(seeds):
+            kept.append(case)
+        known |= steps
+        number += 1
+        first = len(known) if number == len(seeds) else first
+    return Found(len(kept), (first, len(known)), ends, problems)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A data file and how it is read; `last` is "", ".gz" or ".zst", and `data` what is inside.
+
+    `outer`: the compressed bytes are broken too, by this seed; None: they are not.
+    """
+
+    ending: str
+    data: bytes
+    last: str = ""
+    outer: int | None = None
+    split: str = "paragraphs"
+    field: str | None = None
+
+    def read(self, folder: Path) -> None:
+        """Write it and read it to its end."""
+        data = packed(self.data, self.last) if self.last else self.data
+        data = data if self.outer is None else mutate(random.Random(self.outer), data, 1)
+        read_all(folder / f"data{self.ending}{self.last}", data, self.split, self.field)
+
+
+def vary(dice: random.Random, kept: Sequence[File]) -> File:
+    """One of the files that were kept, the later ones more often, with something changed."""
+    file = kept[max(dice.randrange(len(kept)), dice.randrange(len(kept)))]
+    data = file.data
+    if dice.random() < 0.15:
+        other = dice.choice(kept).data
+        data = data[: dice.randrange(len(data) + 1)] + other[dice.randrange(len(other) + 1) :]
+    file = replace(file, data=mutate(dice, data, 8)[:100_000])
+    if dice.random() < 0.2:
+        file = replace(file, split=dice.choice(SPLITS), field=dice.choice(FIELDS))
+    if file.ending != ".parquet" and dice.random() < 0.1:
+        file = replace(file, ending=dice.choice([e for e in ENDINGS if e != ".parquet"]))
+    if file.ending != ".parquet" and dice.random() < 0.1:
+        file = replace(file, last=dice.choice(("", ".gz", ".zst")))
+    return replace(file, outer=dice.randrange(2**32) if dice.random() < 0.1 else None)
+
+
+def search(seconds: float, seed: int, folder: Path) -> Found:
+    """Guided cases of the readers for so long."""
+    dice, until = random.Random(seed), time.perf_counter() + seconds
+    seeds = [File(ending, good_file(dice, ending)) for ending in ENDINGS]
+    plain = [file for file in seeds if file.ending != ".parquet"]
+    seeds += [replace(file, last=last) for file in plain for last in (".gz", ".zst")]
+    files = map(str, Path(cloze.data.sources.__file__).parent.glob("*.py"))
+    return guided(seeds, vary, lambda c: c.read(folder), files, dice, lambda _: time.perf_counter() < until)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
@@ -232,11 +380,14 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--guided", type=float, metavar="SECONDS", help="guided cases of the readers instead")
     parser.add_argument("--only", choices=TARGETS, action="append", help="may be repeated")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     logging.disable(logging.ERROR)
     signal.signal(signal.SIGALRM, _ring)
+    if args.guided is not None:
+        sys.exit(run_guided(args))
     names = args.only or list(TARGETS)
     ends: Counter[str] = Counter()
     failures: Counter[str] = Counter()
@@ -268,6 +419,25 @@ def main() -> None:
         )
     print(f"{args.cases:,} cases, {failures.total():,} failed")
     sys.exit(1 if failures else 0)
+
+
+def run_guided(args: argparse.Namespace) -> int:
+    """`--guided`; the exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        search(0.0, args.seed, Path(folder))  # what imports and caches take is not growth
+        before = _peak()
+        found = search(args.guided, args.seed, Path(folder))
+    grown = _peak() - before
+    problems = found.problems + ([f"memory grew by {grown} MB"] if grown > MEGABYTES else [])
+    print(", ".join(f"{name}: {count:,}" for name, count in sorted(found.ends.items())))
+    first, last = found.steps
+    print(f"{found.kept:,} cases kept; {first:,} steps of the code by good files, {last:,} in all")
+    if args.json:
+        content = {"seconds": args.guided, "seed": args.seed, "cases": found.ends.total(), "ends": found.ends}
+        content |= {"kept": found.kept, "steps": found.steps, "failed": len(problems), "grown_mb": grown}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{found.ends.total():,} cases, {len(problems):,} failed")
+    return 1 if problems else 0
 
 
 def _peak() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import re
 import runpy
 import signal
@@ -232,6 +233,61 @@ def test_fuzz_finds_nothing(target: str, cases: int, benchmark: Any, tmp_path: P
         assert problem is None, f"case {number}: {problem}"
         ends.append(end)
     assert {"taken", "refused"} == set(ends)
+
+
+TOY = """
+def parse(data):
+    if data[:1] == b"C":
+        if data[1:2] == b"L":
+            if data[2:3] == b"O":
+                raise KeyError("deep")
+"""
+
+
+def test_guided_cases_get_where_blind_ones_do_not(benchmark: Any, tmp_path: Path) -> None:
+    """A fault behind three conditions, in 8,000 cases that change a byte: 1 in 16 million by chance."""
+    fuzz = benchmark("fuzz")
+    (tmp_path / "toy.py").write_text(TOY, encoding="utf-8")
+    parse = runpy.run_path(str(tmp_path / "toy.py"))["parse"]
+
+    def change(dice: random.Random, kept: Any) -> bytes:
+        data = bytearray(dice.choice(kept))
+        data[dice.randrange(len(data))] = dice.randrange(256)
+        return bytes(data)
+
+    def run(files: list[str]) -> Any:
+        return fuzz.guided([b"...."], change, parse, files, random.Random(0), lambda n: n < 8000)
+
+    found = run([str(tmp_path / "toy.py")])
+    assert set(found.problems) and all("KeyError at toy.py" in problem for problem in found.problems)
+    assert found.kept == 3  # the seed, C and CL
+    blind = run([])
+    assert (blind.kept, blind.problems) == (1, [])
+
+
+def test_the_guided_fuzzer_reads_on(benchmark: Any, tmp_path: Path) -> None:
+    fuzz = benchmark("fuzz")
+    found = fuzz.search(1.5, 0, tmp_path)
+    assert found.problems == []
+    assert found.kept < found.ends.total()
+    assert found.steps[1] > found.steps[0] > 100
+    assert set(found.ends) == {"taken", "refused"}
+
+
+def test_a_thousand_resumes_of_which_two(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a run that loses something is found."""
+    resumes, chaos = benchmark("resumes"), benchmark("chaos")
+    monkeypatch.setenv("CLOZE_CACHE", str(tmp_path / "cache"))
+    text = chaos.write_text(tmp_path / "text.txt", random.Random(0))
+    found = resumes.resume(tmp_path, 2, text, progress=False)
+    assert found["failed"] == []
+    (tmp_path / "stopped" / "left.tmp").touch()
+    assert resumes.compare(tmp_path / "whole", tmp_path / "stopped") == ["file left.tmp"]
+    lines = (tmp_path / "stopped" / "metrics.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "stopped" / "metrics.jsonl").write_text("\n".join([*lines, lines[-1]]), "utf-8")
+    assert "metrics.jsonl" in resumes.compare(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_fuzz_sees_what_breaks(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

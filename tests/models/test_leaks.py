@@ -11,7 +11,13 @@ import torch
 from conftest import small
 from helpers import tiny_model, tiny_t5
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, FNetForMaskedLM, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    FNetForMaskedLM,
+    PreTrainedModel,
+)
 
 from cloze import ClozeError, Run
 from cloze.assembly import assemble, open_text
@@ -138,6 +144,34 @@ def test_padding_that_is_seen_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
     assert not isolate(tiny_model("deberta-v2")).isolates
     assert caplog.text == ""
+
+
+# Families of transformers, in the sizes that `AutoConfig` lets them have.
+TAKE_OURS = (
+    "albert bert camembert data2vec-text distilbert electra ernie gte jina_embeddings_v3 modernbert "
+    "modernvbert nomic_bert roberta roberta-prelayernorm roc_bert"
+)
+KEEP_THEIRS = (
+    "big_bird convbert deberta deberta-v2 flaubert fnet ibert layoutlm longformer luke megatron-bert mpnet "
+    "mra nystromformer rembert roformer tapas"
+)
+SHOW_PADDING = ("convbert", "fnet", "nystromformer")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("family", [*TAKE_OURS.split(), *KEEP_THEIRS.split()])
+def test_a_stock_family(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 322, "pad_token_id": 1}
+    config = AutoConfig.for_model(family)
+    for name, value in sizes.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    encoder = isolate(AutoModelForMaskedLM.from_config(config).eval())
+    assert encoder.isolates == (family in TAKE_OURS.split())
+    assert leaks(encoder) == (["all: padding"] if family in SHOW_PADDING else [])
+    assert ("padding changes" in caplog.text) == (family in SHOW_PADDING)
 
 
 def test_where_it_stands_in_a_batch_is_no_leak() -> None:

@@ -36,7 +36,7 @@ from cloze.data.rows import (
 from cloze.data.sections import section_hash, split_sections
 from cloze.data.shards import write_shard
 from cloze.data.sources import Source, fingerprint, names_files, read
-from cloze.data.store import INDEX, Store
+from cloze.data.store import FORMAT, INDEX, Store
 from cloze.data.tokenizer_training import train_tokenizer
 from cloze.data.tokenizers import (
     TokenizerReport,
@@ -312,7 +312,7 @@ def _store(data: Data, source: Any, tokenizer: PreTrainedTokenizerFast, progress
         return store
     name = source.path if isinstance(source, Source) else type(source).__name__
     print_ = _fingerprint(data, source)
-    folder = _cache(data) / "stores" / _digest([print_, identity(tokenizer)])
+    folder = _cache(data) / "stores" / _digest([FORMAT, print_, identity(tokenizer)])
     return prepare(
         blocks_of([source], data.split_text, data.text_field),
         tokenizer,

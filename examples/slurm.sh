@@ -16,7 +16,7 @@ set -euo pipefail
 
 export CLOZE_CACHE="$SCRATCH/cloze"     # tokenised text; shared by the machines, or a machine's own
 export OMP_NUM_THREADS=8                # cpus-per-task / processes of a machine
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # head would end scontrol by a signal
 
 exec srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node 8 \

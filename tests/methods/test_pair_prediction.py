@@ -44,7 +44,7 @@ def test_packed_pairs_give_what_single_ones_give(family: str) -> None:
     for number in range(work.pairs.labels.numel()):
         ids = view.ids[view.segments == number][None]
         body = made.encoder.model.base_model(input_ids=ids).last_hidden_state
-        logits.append(body[0, 0] @ made.weight + made.bias)
+        logits.append(body[0, 0] @ made.weight + made.bias[0])
     expected = F.binary_cross_entropy_with_logits(
         torch.stack(logits), work.pairs.labels.float(), reduction="none"
     )

@@ -332,16 +332,3 @@ def test_a_tokenizer_that_is_trained_is_the_same_on_every_machine(
     store = merge(tmp_path / "store")
     assert store.vocabulary == 320
     assert LoadTokenizer(path=str(store.tokenizer_folder))
-
-
-def test_a_cached_store_of_an_older_format_is_made_anew(
-    stories: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(story.text for story in stories), "utf-8")
-    data, choice = Data(sources=[str(path)], heldout={"minimum": 100}), TrainTokenizer(vocabulary=320)
-    with monkeypatch.context() as older:
-        older.setattr("cloze.data.prepare.FORMAT", 1)
-        older.setattr("cloze.data.corpus.FORMAT", 1)
-        open_corpus(data, choice)
-    assert open_corpus(data, choice).stores

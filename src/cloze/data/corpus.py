@@ -8,12 +8,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError, field_validator
 from transformers import PreTrainedTokenizerFast
 
@@ -313,13 +315,36 @@ def _store(data: Data, source: Any, tokenizer: PreTrainedTokenizerFast, progress
     name = source.path if isinstance(source, Source) else type(source).__name__
     print_ = _fingerprint(data, source)
     folder = _cache(data) / "stores" / _digest([FORMAT, print_, identity(tokenizer)])
-    return prepare(
-        blocks_of([source], data.split_text, data.text_field),
-        tokenizer,
-        folder,
-        fingerprint=print_,
-        progress=None if progress is None else lambda chars, tokens: progress(name, chars, tokens),
-    )
+    with _alone(folder):
+        return prepare(
+            blocks_of([source], data.split_text, data.text_field),
+            tokenizer,
+            folder,
+            fingerprint=print_,
+            progress=None if progress is None else lambda chars, tokens: progress(name, chars, tokens),
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While it lasts no other process makes this store: of runs that start together one does, others wait."""
+    if (folder / INDEX).is_file():
+        yield
+        return
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process is tokenising the same text: waiting for it")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:  # a disk without locks, or one that cannot be written
+        log.debug("%s: no lock (%s)", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def finished_store(source: Any) -> Path | None:

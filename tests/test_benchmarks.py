@@ -40,9 +40,12 @@ IN_PLACE = {torch.ops.aten.addmm_: _addmm}  # which torch's counter leaves out b
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`benchmark("limits")`: the module of that name, imported as the scripts import each other."""
     monkeypatch.syspath_prepend(FOLDER)
+    names = ("common", *(Path(script).stem for script in SCRIPTS))
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}  # such as tests/masking
     yield importlib.import_module
-    for name in ("common", *(Path(script).stem for script in SCRIPTS)):
+    for name in names:
         sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
 @pytest.mark.usefixtures("benchmark")

@@ -266,7 +266,7 @@ def attack(args: argparse.Namespace, root: Path) -> int:
     bench, cases = Bench(root, text), args.case or list(CASES)
     whole: dict[str, dict[str, list[float]]] = {}
     stages: Counter[str] = Counter()
-    results, failed, kills = [], 0, 0
+    results, failed, kills = [], 0, 0  # a process that ended before its moment was not killed
     while kills < args.kills:
         case = cases[len(results) % len(cases)]
         reference = root / f"whole-{cases.index(case)}"
@@ -276,22 +276,23 @@ def attack(args: argparse.Namespace, root: Path) -> int:
             if code:
                 raise SystemExit(f"{case}: the run without a kill failed: {said}")
             whole[case] = json.loads(times.read_text("utf-8"))
-        out, problem, blows = root / f"killed-{len(results)}", None, []
-        while kills < args.kills and problem is None and (not blows or dice.random() < 1 / 3):
+        out, problem, blows, killed = root / f"killed-{len(results)}", None, [], 0
+        while kills + killed < args.kills and problem is None and (not blows or dice.random() < 1 / 3):
             stage = STAGES[(len(results) + len(blows)) % len(STAGES)]
             blow = draw(dice, stage, whole[case])
             code, said = bench.start(case, out, resume=bool(blows), blow=blow)
             if code not in (0, -signal.SIGKILL):
                 problem = f"exit code {code}: {said}"
                 break
-            kills += 1
-            blows.append(f"{stage} {blow.call + 1}")
+            killed += code != 0
+            blows.append(f"{stage} {blow.call + 1}" if code else "nothing")
             stages["after its end" if code == 0 else stage] += 1
             problem = half_written(out)
         if problem is None:
             code, said = bench.start(case, out, resume=True)
             problem = f"exit code {code}: {said}" if code else half_written(out) or difference(reference, out)
-        failed += len(blows) if problem else 0
+        kills += killed
+        failed += max(1, killed) if problem else 0
         results.append({"case": case, "kills": blows, "problem": problem})
         print(f"{kills:>4}  {case}: killed in {', '.join(blows)}: {problem or 'bit-equal'}", flush=True)
     print("kills by stage: " + ", ".join(f"{name} {count}" for name, count in sorted(stages.items())))

@@ -28,7 +28,7 @@ from cloze.data import corpus as corpus_module
 from cloze.methods.token_prediction import TokenPrediction
 from cloze.session import Session
 from cloze.training.memory import ran_out
-from cloze.training.state import Checkpoints
+from cloze.training.state import Checkpoints, replace_folder
 from cloze.training.tracking import Metrics
 
 Train = Callable[..., Run]
@@ -104,6 +104,38 @@ def test_a_full_disk(
         assert folder.name.startswith("step-")  # nothing half-written takes the space
     train(tmp_path / "run", resume=True)
     assert_same(trained.folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["before the export", "between its two renames"])
+@pytest.mark.parametrize("before", [None, "3steps"], ids=["new run", "run with a larger budget"])
+def test_a_kill_after_the_last_checkpoint_leaves_no_older_model(
+    before: str | None, gone: bool, train: Train, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What chaos.py found: nothing was left to train, so model/ stayed as it was three steps earlier."""
+    run = tmp_path / "run"
+    if before:
+        train(run, budget=before)
+
+    class Killed(BaseException):
+        pass
+
+    def replace(target: Path, fill: Callable[[Path], None]) -> None:
+        if (run / "checkpoints" / "step-00000006").is_dir():
+            if gone:
+                shutil.rmtree(target)
+            raise Killed
+        replace_folder(target, fill)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("cloze.session.replace_folder", replace)
+        train(run, resume=True)
+    assert max((run / "checkpoints").iterdir()).name == "step-00000006"
+    train(run, resume=True)
+    wanted = load_file(run / "checkpoints" / "step-00000006" / "model.safetensors")
+    found = load_file(run / "model" / "model.safetensors")
+    assert all(torch.equal(found[name], x) for name, x in wanted.items())
+    if not before:
+        assert_same(trained.folder, run)
 
 
 def test_text_that_vanishes_between_two_starts(

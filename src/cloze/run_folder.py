@@ -108,9 +108,13 @@ class RunFolder:
         """Whether there is nothing left to do."""
         if not state.steps or state.step < state.steps or not (self.folder / "report.html").is_file():
             return False
-        if self.changes(state) or self.summary().get("status") != "finished":
+        if self.changes(state) or self.summary().get("status") != "finished" or not self.is_delivered(state):
             return False
         return state.recipe["training"]["budget"] == self.recipe.training.budget
+
+    def is_delivered(self, state: State) -> bool:
+        """Whether model/ and what lies beside it are those of this step."""
+        return self.summary().get("steps") == state.step and (self.folder / "model").is_dir()
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; empty where there is none."""

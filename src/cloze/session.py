@@ -417,6 +417,10 @@ class Session:
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
         self.checkpoints.save(self.state, tensors, self._export)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """The models outside the checkpoints; the summary, last, says of which step they are."""
         replace_folder(self.folder / "model", self._export)
         for name, model in self.parts.method.companions().items():
             replace_folder(self.folder / name, partial(self._export_companion, model))
@@ -439,6 +443,8 @@ class Session:
         """The last files: samples, summary, report."""
         with self.trainer.whole(), self.processes.together():
             if self.processes.is_main:
+                if not self.place.is_delivered(self.state):  # it was killed after the last checkpoint
+                    self._deliver()
                 self._describe()
         for tracker in self.accelerator.trackers:
             tracker.finish()

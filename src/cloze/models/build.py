@@ -194,13 +194,16 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
 
 
 def _new_t5(choice: NewModel, tokenizer: PreTrainedTokenizerFast, shared: dict[str, Any]) -> PreTrainedModel:
-    """T5 with gated GELU: so many layers in the encoder, and as many in the decoder."""
+    """T5 1.1 (gated GELU, a head of its own): so many layers in the encoder, and as many in the decoder.
+
+    The head starts as small as those of other families, where transformers gives it the embeddings' scale of 1.
+    """
     width, heads = shared["hidden_size"], shared["num_attention_heads"]
     more: dict[str, Any] = {  # what generation and the length of samples go by
         "n_positions": choice.longest,
         "decoder_start_token_id": tokenizer.pad_token_id,
     }
-    return T5ForConditionalGeneration(
+    made = T5ForConditionalGeneration(
         T5Config(
             vocab_size=shared["vocab_size"],
             d_model=width,
@@ -211,11 +214,15 @@ def _new_t5(choice: NewModel, tokenizer: PreTrainedTokenizerFast, shared: dict[s
             num_heads=heads,
             feed_forward_proj="gated-gelu",
             dropout_rate=choice.dropout,
+            tie_word_embeddings=False,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.sep_token_id or tokenizer.eos_token_id,
             **more,
         )
     )
+    with torch.no_grad():
+        made.lm_head.weight.mul_(0.02)
+    return made
 
 
 def load_masked_lm(path: str, causal: bool = False) -> PreTrainedModel:

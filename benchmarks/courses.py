@@ -29,6 +29,7 @@ from cloze.comparison.run import plan_in
 from cloze.methods.electra import Electra
 from cloze.run import resolve
 
+ALONE = "stages=[{use: main}]"  # they start from masked language models
 GENERATOR = "{width: 1.0, depth: 0.25, temperature: 1.0}"
 ARMS = {
     "electra": ("electra", f"corruption={{kind: generator, {GENERATOR[1:]}"),
@@ -48,7 +49,7 @@ def seed_of(data: str, start: str, sets: list[str], budget: str, seed: int) -> d
     with tempfile.TemporaryDirectory() as name:
         recipes = []
         for arm, (recipe, *own) in ARMS.items():
-            chosen, _ = resolve(recipe, data, None, start.format(seed=seed), [*SMALL, *sets, *own])
+            chosen, _ = resolve(recipe, data, None, start.format(seed=seed), [*SMALL, ALONE, *sets, *own])
             recipes.append(chosen.model_copy(update={"name": arm}))
         folder = Path(name)
         plan = plan_in(folder, make_arms(recipes), Allowance.parse(budget), [seed], folder / "times.json")

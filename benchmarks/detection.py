@@ -123,8 +123,9 @@ def all_or_hidden(data: str, budget: str, seeds: int) -> dict[str, Any]:
     """Experiment 2."""
     found: dict[str, list[Any]] = {"all": [], "hidden": [], "hidden, fakes of all": []}
     for seed in range(seeds):
-        everywhere, first = trained("electra", data, budget, seed)
-        parts, second = trained("electra", data, budget, seed, "objective.on=hidden")
+        alone = "stages=[{use: main}]"
+        everywhere, first = trained("electra", data, budget, seed, alone)
+        parts, second = trained("electra", data, budget, seed, alone, "objective.on=hidden")
         assert isinstance(first, Electra) and isinstance(second, Electra)
         second.objective = DetectionObjective()
         found["all"].append(measured(everywhere, first))

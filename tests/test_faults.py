@@ -109,7 +109,12 @@ def test_a_full_disk(
 @pytest.mark.parametrize("gone", [False, True], ids=["before the export", "between its two renames"])
 @pytest.mark.parametrize("before", [None, "3steps"], ids=["new run", "run with a larger budget"])
 def test_a_kill_after_the_last_checkpoint_leaves_no_older_model(
-    before: str | None, gone: bool, train: Train, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: str | None,
+    gone: bool,
+    train: Train,
+    trained: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What chaos.py found: nothing was left to train, so model/ stayed as it was three steps earlier."""
     run = tmp_path / "run"

@@ -206,4 +206,4 @@ def test_a_run_costs_its_passes_and_both_networks_go_out(train: Callable[..., An
     run = train(tmp_path / "run", small, recipe="mcl")
     assert (run.folder / "model" / "config.json").is_file() and (run.folder / "generator").is_dir()
     log = (run.folder / "metrics.jsonl").read_text("utf-8")
-    assert '"swapped/auc"' in log and '"inserted/positive"' in log and '"detection_again"' in log
+    assert '"swapped/auc"' in log and '"inserted/positive"' in log and '"main/detection_again"' in log

@@ -308,6 +308,22 @@ def test_a_mistake_in_methods_is_one_line(text: str, message: str, write: Callab
     assert "\n" not in str(stop.value)
 
 
+def test_stages_that_are_laid_over_others_drop_the_variants_that_they_leave_out(
+    write: Callable[..., str],
+) -> None:
+    assert load_recipe("electra").variants.keys() == {"mlm"}
+    assert load_recipe("electra", ["stages=[{use: main}]"]).variants == {}
+    assert load_recipe(write("extends: mcl\nstages: [{share: 1.0}]\n")).variants == {}
+    half = "stages=[{share: 0.5, use: causal}, {share: 0.5, use: main}]"
+    causal = ["stages=[{use: {causal: 1, main: 3}}]", f"variants={{{CAUSAL}}}"]
+    assert load_recipe("clm-then-mlm", [half]).variants.keys() == {"causal"}
+    assert load_recipe("clm-then-mlm", ["stages=[{use: main}]", *causal[::-1]]).variants.keys() == {"causal"}
+    with pytest.raises(ClozeError, match=r"variants.mlm"):  # it was dropped before
+        load_recipe("electra", ["stages=[{use: main}]", "variants.mlm.masking.rate=0.2"])
+    with pytest.raises(ClozeError, match=r"did you mean 'mlm'"):
+        load_recipe("electra", ["stages=[{use: mln}]"])
+
+
 def test_a_variant_takes_what_it_does_not_say_from_the_recipe(write: Callable[..., str]) -> None:
     shares = "stages: [{use: {causal: 1, main: 3}}]\n"
     text = MIXED + "corruption: {kind: replace, mask: 0.5, random: 0.5}\n" + shares

@@ -196,10 +196,11 @@ def _new(choice: NewModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
 def _new_t5(choice: NewModel, tokenizer: PreTrainedTokenizerFast, shared: dict[str, Any]) -> PreTrainedModel:
     """T5 1.1 (gated GELU, a head of its own): so many layers in the encoder, and as many in the decoder.
 
-    The head starts as small as those of other families, where transformers gives it the embeddings' scale of 1.
+    The head starts as small as those of other families; transformers gives it the embeddings' scale of 1.
     """
     width, heads = shared["hidden_size"], shared["num_attention_heads"]
-    more: dict[str, Any] = {  # what generation and the length of samples go by
+    more: dict[str, Any] = {  # and what generation and the length of samples go by
+        "tie_word_embeddings": False,
         "n_positions": choice.longest,
         "decoder_start_token_id": tokenizer.pad_token_id,
     }
@@ -214,7 +215,6 @@ def _new_t5(choice: NewModel, tokenizer: PreTrainedTokenizerFast, shared: dict[s
             num_heads=heads,
             feed_forward_proj="gated-gelu",
             dropout_rate=choice.dropout,
-            tie_word_embeddings=False,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.sep_token_id or tokenizer.eos_token_id,
             **more,

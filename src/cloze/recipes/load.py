@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from cloze.errors import ClozeError
 from cloze.recipes.plain import DEPTH, parse
-from cloze.recipes.schema import Recipe
+from cloze.recipes.schema import MAIN, Recipe
 
 log = logging.getLogger("cloze")
 
@@ -65,7 +65,7 @@ def _tree(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     beside = Path(name).parent / base  # a path is meant from the file that names it
     below = _tree(str(beside) if base not in shipped() and os.path.isfile(beside) else base, (*seen, name))
     below.pop("name", None)  # another recipe, another name and folder
-    return merge(below, tree)
+    return lay(below, tree)
 
 
 def _without_store(tree: dict[str, Any], name: str) -> dict[str, Any]:
@@ -77,6 +77,20 @@ def _without_store(tree: dict[str, Any], name: str) -> dict[str, Any]:
         "%s: its data.store is left out, a file does not choose where is written: --set data.store=…", name
     )
     return {**tree, "data": {key: value for key, value in data.items() if key != "store"}}
+
+
+def lay(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`merge`, of recipes: where `over` names stages, the variants below that are in none of them go."""
+    merged = merge(below, over)
+    stages, variants = over.get("stages"), merged.get("variants")
+    if not isinstance(stages, list) or not isinstance(variants, Mapping):
+        return merged
+    uses = [stage.get("use", MAIN) for stage in stages if isinstance(stage, Mapping)]
+    named = {str(name) for use in uses for name in (use if isinstance(use, Mapping) else [use])}
+    if not named <= {MAIN, *variants}:  # a mistake, of which the recipe's check knows more
+        return merged
+    own = over.get("variants") or ()
+    return merged | {"variants": {name: x for name, x in variants.items() if name in named or name in own}}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +137,7 @@ def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
         for key in reversed(keys[:-1]):
             parsed_leaf = {key: parsed_leaf}
         return merge(tree, parsed_leaf)
-    return merge(tree, parsed)
+    return lay(tree, parsed)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
@@ -136,7 +150,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
 
     Errors: one line that names the field, what is wrong and what is allowed.
     """
-    tree = merge(override(_without_store(_tree(name), name), overrides), values or {})
+    tree = lay(override(_without_store(_tree(name), name), overrides), values or {})
     tree.setdefault("name", Path(name).stem)
     return validate(tree, name)
 

@@ -848,6 +848,15 @@ def test_auto_on_a_short_run_and_with_rows_that_cannot_be_halved(train: Train, t
 
 
 @pytest.mark.usefixtures("soon")
+def test_the_main_method_is_measured_while_it_is_trained(train: Train, tmp_path: Path) -> None:
+    variant = "causal: {masking: {kind: none}, visibility: {kind: causal}, objective: {kind: next_token}}"
+    stages = "stages=[{share: 0.5, use: causal}, {share: 0.5, use: main}]"
+    run = train(tmp_path / "run", f"variants={{{variant}}}", stages, "training.budget=6steps")
+    found = [line["step"] for line in metrics(run.folder) if line["kind"] == "variance"]
+    assert found == [4, 6]  # of 1, 2, 4 and 6
+
+
+@pytest.mark.usefixtures("soon")
 def test_measuring_changes_nothing(trained: Run, train: Train, tmp_path: Path) -> None:
     run = train(tmp_path / "run")
     lines = metrics(run.folder)

@@ -262,7 +262,8 @@ class Session:
             round(i * state.steps / self.recipe.evaluation.times)
             for i in range(1, self.recipe.evaluation.times + 1)
         }
-        points = online.points(state.steps) if self.recipe.evaluation.variance else set()
+        measured = online.points(state.steps) if self.recipe.evaluation.variance else set()
+        points = {p for p in measured if self.parts.method.trains_main((p - 1) / state.steps)}
         self.spikes = self._spikes(points)
         stops = sorted({*(p for p in points if p > state.step), state.steps})
         mark = time.perf_counter()

@@ -159,6 +159,10 @@ class Method(nn.Module, Generic[W]):
         """Of several methods that share a model the one that is measured and that decides; else itself."""
         return self
 
+    def trains_main(self, progress: float) -> bool:
+        """Whether that one is trained now."""
+        return True
+
     @property
     def copies(self) -> int:
         """Masked copies of each row in one step: a step of R rows has R/copies different ones."""

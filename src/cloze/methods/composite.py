@@ -71,6 +71,9 @@ class Composite(Method[Mixed]):
     def main(self) -> Method[Any]:
         return self.named()[MAIN]
 
+    def trains_main(self, progress: float) -> bool:
+        return MAIN in self.shares(progress)
+
     def coefficients(self, progress: float) -> dict[str, float]:
         methods = self.named()
         return {

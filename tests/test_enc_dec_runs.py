@@ -14,6 +14,7 @@ import cloze
 from cloze import ClozeError, Run
 from cloze.data.tokenizers import sentinels_of
 from cloze.estimate import estimate
+from cloze.evaluation.examples import in_words
 from cloze.evaluation.subject import Subject
 from cloze.recipes.load import load_recipe
 from cloze.run import resolve
@@ -52,6 +53,12 @@ def test_it_goes_out_as_t5_and_writes_spans(run: Run) -> None:
     card = (folder / "README.md").read_text("utf-8")
     assert "pipeline_tag: text2text-generation" in card and "<extra_id_0>" in card
     assert "uniform masks" not in card
+
+
+def test_a_terminal_shows_what_stands_for_each_sentinel() -> None:
+    tokens = [{"text": text} for text in (" ⟨0⟩", " he", " was", " ⟨1⟩", ",", " and ⟨2⟩")]
+    example = {"tokens": tokens, "answer": " ⟨0⟩ Then ⟨1⟩ a thing", "truth": "⟨0⟩ Then ⟨1⟩ far gone ⟨2⟩ died"}
+    assert in_words([example]) == [("written", "[Then] he was [a thing, not far gone], and [, not died]")]
 
 
 def test_spans_are_written_out_in_the_report(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from cloze.methods.token_prediction import TokenPrediction
 NUMBER = 6
 SHOWN = 60  # tokens of a sample with blanks
 PROMPT, CONTINUATION = 24, 24  # tokens
+_SENTINEL = re.compile(r"⟨\d+⟩")
 IN_A_LINE = 40  # tokens of a judged sample in a terminal
 
 
@@ -62,7 +64,7 @@ def in_words(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
         if "judged" in example:
             shown.setdefault("judged", "".join(map(_judgement, example["tokens"][:IN_A_LINE])))
         elif "answer" in example:
-            shown.setdefault("written", f"{''.join(texts).strip()} >>>{_spaced(example['answer'])}")
+            shown.setdefault("written", _with_spans("".join(texts).strip(), example))
         elif "continuation" in example:
             text = f"{''.join(texts).strip()} >>>{_spaced(example['continuation'])}"
             shown.setdefault("continued", text)
@@ -92,6 +94,23 @@ def _judgement(token: dict[str, Any]) -> str:
     core = text.strip() + (f"<{token['original'].strip()}" if replaced else "")
     left, right = ("[", "]") if replaced and said else ("(", ")") if replaced else ("{", "}")
     return f"{space}{left}{core}{right}"
+
+
+def _with_spans(text: str, example: dict[str, Any]) -> str:
+    """The text with [ANSWER] for each sentinel, and the right words where they are others."""
+    answers, truths = (_spans(example[name]) for name in ("answer", "truth"))
+
+    def span(found: re.Match[str]) -> str:
+        answer, truth = (spans.get(found[0], "") for spans in (answers, truths))
+        return f"[{answer}]" if answer == truth else f"[{answer}, not {truth}]"
+
+    return _SENTINEL.sub(span, text)
+
+
+def _spans(text: str) -> dict[str, str]:
+    """{sentinel: words behind it} of an answer."""
+    sentinels, words = _SENTINEL.findall(text), _SENTINEL.split(text)[1:]
+    return {name: part.strip() for name, part in zip(sentinels, words, strict=True)}
 
 
 def _spaced(text: str) -> str:

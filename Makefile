@@ -21,7 +21,7 @@ trust: python .venv/.test-stamp
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "slow and not gpu" -n 2
 	@.venv/bin/python benchmarks/fuzz.py --cases 100000 --seed 0
 	@.venv/bin/python benchmarks/fuzz.py --guided 600 --seed 0
-	@.venv/bin/python benchmarks/chaos.py --kills 25 --seed 0
+	@.venv/bin/python benchmarks/chaos.py --kills 40 --seed 0
 	@.venv/bin/python benchmarks/resumes.py --resumes 1000
 
 lint: python .venv/.dev-stamp

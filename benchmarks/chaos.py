@@ -1,6 +1,6 @@
 """kill -9 at random moments of a run: does --resume give, bit for bit, the run that was not interrupted?
 
-    python benchmarks/chaos.py --kills 25 --seed 0
+    python benchmarks/chaos.py --kills 40 --seed 0
 
 Each kill takes the next of CASES (every policy and method with state of its own), a stage, one of the stage's
 calls and a moment within it, all drawn from --seed: while text is prepared, in a step, inside a checkpoint,

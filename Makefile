@@ -16,7 +16,7 @@ demo: python .venv/.demo-stamp
 test: python .venv/.test-stamp
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
-# Everything of docs/reliability.md, two hours or three.
+# Everything of docs/reliability.md, about an hour.
 trust: python .venv/.test-stamp
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "slow and not gpu" -n 2
 	@.venv/bin/python benchmarks/fuzz.py --cases 100000 --seed 0

@@ -407,10 +407,12 @@ def test_a_pretrained_model_keeps_its_tokenizer() -> None:
             f"{n}: &{n} [{', '.join([f'*{m}'] * 8)}]\n" for m, n in pairwise("abcdefghij")
         ), "too many values"),
         ("a: &a [*a]\n", "nested too deeply"),
+        ("extends: mlm\nseed: 0x" + "f" * 5000, "a number of 20,000 bits is too large"),
+        ("extends: mlm\n? 0x" + "f" * 5000 + "\n: 1\n", "a number of 20,000 bits is too large"),
         ("about: " + "x" * 1_100_000, "characters are no recipe"),
         ("1: 2\n", "recipe|field|keys"),
     ],
-    ids=["open", "deep", "date", "object", "nul", "aliases", "circle", "large", "number"],
+    ids=["open", "deep", "date", "object", "nul", "aliases", "circle", "digits", "key", "large", "number"],
 )  # fmt: skip
 def test_a_file_of_a_stranger(text: str, message: str, write: Callable[..., str]) -> None:
     with pytest.raises(ClozeError, match=message) as error:

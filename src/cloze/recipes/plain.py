@@ -13,12 +13,14 @@ import yaml
 from cloze.errors import ClozeError
 
 CHARACTERS, VALUES, DEPTH = 1_000_000, 20_000, 50
+BITS = 10_000  # of a whole number; one of 4,300 digits cannot be written out, not even in a message
 
 
 def parse(text: str, where: str) -> Any:
     """The value that a YAML text spells; `where` opens the message of errors.
 
-    Errors: not YAML, or larger than `CHARACTERS`, `VALUES` (aliases written out) or `DEPTH` (nesting).
+    Errors: not YAML, or larger than `CHARACTERS`, `VALUES` (keys too, aliases written out), `DEPTH` (nesting)
+    or `BITS`.
     """
     if len(text) > CHARACTERS:
         raise ClozeError(f"{where}: {len(text):,} characters are no recipe")
@@ -46,7 +48,9 @@ def _count(value: Any, where: str) -> None:
             raise ClozeError(
                 f"{where}: {'nested too deeply' if depth > DEPTH else 'too many values'} for a recipe"
             )
+        if isinstance(part, int) and part.bit_length() > BITS:
+            raise ClozeError(f"{where}: a number of {part.bit_length():,} bits is too large for a recipe")
         if isinstance(part, dict):
-            layers += [(depth + 1, x) for x in part.values()]
+            layers += [(depth + 1, x) for pair in part.items() for x in pair]
         elif isinstance(part, list | tuple | set):
             layers += [(depth + 1, x) for x in part]

@@ -290,7 +290,7 @@ def test_a_causal_checkpoint_goes_on_as_a_masked_one(
 ) -> None:
     before = runs("gpt-bert")
     caplog.set_level("INFO", logger="cloze")
-    run = train(tmp_path / "run", recipe="adapt", model=str(before.folder / "model"), budget="2steps")
+    run = train(tmp_path / "run", recipe="adapt", model=str(before.folder), budget="2steps")
     assert "is a causal language model: its weights go on as an encoder's" in caplog.text
     assert type(run.model).__name__ == "ModernBertForMaskedLM"
     assert run.summary["heldout_of"] == "masked tokens"

@@ -110,7 +110,9 @@ def pretrain(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/RECIPE.")] = None,
     budget: Annotated[str | None, typer.Option(help="30m, 2h, 10Mtok or 5000steps.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model to start from: folder or hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to start from: folder of a run or a model, or hub id.")
+    ] = None,
     extend_vocabulary: Annotated[
         int | None, typer.Option(help="New tokens for the model's tokenizer, learnt from the text.")
     ] = None,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cloze.data.corpus import Progress
 from cloze.data.tokenizers import load_tokenizer
 from cloze.errors import ClozeError
+from cloze.fill import model_folder
 from cloze.models import families
 from cloze.models.build import PretrainedModelChoice
 from cloze.recipes.load import load_recipe, merge, override, validate
@@ -63,7 +64,7 @@ def pretrain(
             "news=0.7:news.jsonl". None: what the recipe names (demo: the embedded books).
         out: folder of the run; by default runs/<recipe>.
         budget: such as "30m", "10Mtok", "5000steps"; None: the recipe's.
-        model: checkpoint to start from, a folder or hub id.
+        model: checkpoint to start from: the folder of a run or a model, or a hub id.
         overrides: each "some.field=value".
         resume: go on with the run in `out` (or start it, if there is none).
         force: resume although the recipe has changed.
@@ -98,7 +99,7 @@ def resolve(
     if budget is not None:
         over["training"] = {"budget": str(budget)}
     if model is not None:
-        over["model"] = {"kind": "pretrained", "path": str(model)}
+        over["model"] = {"kind": "pretrained", "path": model_folder(model)}
         overrides = ["tokenizer.kind=load", *overrides]  # its own, unless they say otherwise
     if isinstance(recipe, Recipe):
         chosen = validate(merge(override(recipe.model_dump(), overrides), over), recipe.name)

@@ -76,8 +76,8 @@ def with_ray(job: Job, workers: int) -> None:
     import ray
 
     ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
-    remote = ray.remote(num_cpus=1)(job.run)
-    ray.get([remote.remote(number) for number in range(1, job.shards + 1)])
+    remote = ray.remote(num_cpus=1)(Job.run)
+    ray.get([remote.remote(job, number) for number in range(1, job.shards + 1)])
     ray.shutdown()
 
 
